@@ -1,0 +1,73 @@
+"""The exceptions a user can meet, each with the exit code of the command that raised it.
+
+    FinetoothError             1  failed while running
+    ├── ConfigError            2  run.yaml or the command line
+    ├── DataError              3  records, templates, stores
+    ├── DeviceMemoryError      4  the device's memory does not hold the work
+    ├── NonFiniteError         1  a loss or gradient is not a number
+    └── Stopped               75  asked to stop; saved and resumable (130 after SIGINT)
+
+A message is one line per problem, `place: fact; remedy`, with all problems of one kind at once.
+"""
+
+from collections.abc import Iterable
+
+MAX_PROBLEMS_SHOWN = 50
+
+
+def problem(place: object, fact: str, remedy: str) -> str:
+    """Words one problem: where it is, what is the case, what to do.
+
+    >>> problem("run.yaml:5", "training.lerning_rate: unknown key", "did you mean 'learning_rate'?")
+    "run.yaml:5: training.lerning_rate: unknown key; did you mean 'learning_rate'?"
+    """
+    return f"{place}: {fact}; {remedy}"
+
+
+class FinetoothError(Exception):
+    """A failure to be told in plain sentences, never as a traceback.
+
+    `problems` holds every problem; the text shows the first 50 and counts the rest.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        assert self.problems, "an error needs at least one problem"
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        shown = self.problems[:MAX_PROBLEMS_SHOWN]
+        hidden = len(self.problems) - len(shown)
+        return "\n".join([*shown, f"… and {hidden} more"] if hidden else shown)
+
+
+class ConfigError(FinetoothError):
+    """A mistake in run.yaml or on the command line."""
+
+    exit_code = 2
+
+
+class DataError(FinetoothError):
+    """Records, a template or a store that cannot be used as they are."""
+
+    exit_code = 3
+
+
+class DeviceMemoryError(FinetoothError):
+    """The device's memory does not hold the work."""
+
+    exit_code = 4
+
+
+class NonFiniteError(FinetoothError):
+    """A loss or gradient is infinite or not a number; the parameters were not touched."""
+
+
+class Stopped(FinetoothError):
+    """The run was asked to stop and saved its state; `exit_code` is 75, or 130 after SIGINT."""
+
+    def __init__(self, problems: str | Iterable[str], *, exit_code: int = 75):
+        super().__init__(problems)
+        self.exit_code = exit_code

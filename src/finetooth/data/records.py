@@ -1,0 +1,74 @@
+"""The values that travel through the data stages: Record, Message, Conversation, Document."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a record stands: the file and the line it begins on, counted from 1."""
+
+    path: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One entry of a source file, as read."""
+
+    origin: Origin
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+    reasoning_content: str | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What every format becomes: messages, tools, origin.
+
+    `is_prompt_response` says that the record was a prompt and its response, which `template: auto`
+    renders by plain concatenation where the tokenizer has no template of its own.
+    """
+
+    messages: tuple[Message, ...]
+    origin: Origin
+    tools: tuple[dict[str, Any], ...] = ()
+    is_prompt_response: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One rendered conversation, ready to be trained.
+
+    token_ids:    int32 [T]
+    loss_weights: float32 [T]; the weight of the loss with which token t is predicted from the tokens
+                  before it, 0 = context only. loss_weights[0] is always 0: nothing predicts it.
+
+        token_ids    = [ 7, 3, 9, 4, 2]      prompt 7 3 9, answer 4, stop token 2
+        loss_weights = [ 0, 0, 0, 1, 1]
+    """
+
+    token_ids: np.ndarray
+    loss_weights: np.ndarray
+    origin: Origin
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def num_targets(self) -> int:
+        """How many tokens are trained."""
+        return int(np.count_nonzero(self.loss_weights))
