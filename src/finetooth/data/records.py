@@ -1,6 +1,6 @@
 """The values that travel through the data stages: Record, Message, Conversation, Document."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -59,14 +59,17 @@ class Document:
     loss_weights: float32 [T]; the weight of the loss with which token t is predicted from the tokens
                   before it, 0 = context only. loss_weights[0] is always 0: nothing predicts it.
 
-        token_ids    = [ 7, 3, 9, 4, 2]      prompt 7 3 9, answer 4, stop token 2
+    prompt_length: how many leading tokens are what the model is given in use before it writes the
+                  last assistant turn (history and generation prompt).
+
+        token_ids    = [ 7, 3, 9, 4, 2]      prompt 7 3 9, answer 4, stop token 2; prompt_length = 3
         loss_weights = [ 0, 0, 0, 1, 1]
     """
 
     token_ids: np.ndarray
     loss_weights: np.ndarray
+    prompt_length: int
     origin: Origin
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def num_targets(self) -> int:
