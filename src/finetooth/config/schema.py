@@ -1,0 +1,213 @@
+"""Every setting of a run: frozen dataclasses that mirror run.yaml, each setting with its type, range and meaning.
+
+A relative path is relative to the working directory, as on any command line.
+
+    from finetooth import SFTConfig
+    from finetooth.config.schema import DataConfig, ModelConfig
+
+    SFTConfig(model=ModelConfig(path="base"), data=DataConfig(train="train.jsonl"), output_dir="runs/first")
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Where the base model comes from: exactly one of `path` and `from_config`."""
+
+    path: Text | None = None
+    """Folder or hub name of the base model."""
+
+    from_config: Text | None = None
+    """A model's config.json, to start from fresh parameters; `tokenizer` must then be given."""
+
+    tokenizer: Text | None = None
+    """Folder or hub name of the tokenizer; null takes the model's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which records are trained, how they are rendered, and what becomes of those that do not fit."""
+
+    train: Text
+    """File with the training records."""
+
+    dev: Share | Text | None = 0.02
+    """Records kept for evaluation: a share of the training records, a file, or null for none."""
+
+    format: Literal["auto", "messages", "prompt-response", "gsm8k"] = "auto"
+    """How a record is read; auto recognises the format from the fields."""
+
+    fields: dict[str, Text] | None = None
+    """Names of the fields that hold "prompt" and "response", where a file calls them otherwise."""
+
+    template: Text = "auto"
+    """How a conversation becomes text: auto (the tokenizer's own template; without one, chatml for messages
+    and concat for prompt and response), chatml, concat, or the path of a .jinja file."""
+
+    template_args: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Further values for the template, e.g. enable_thinking: false; used wherever the template is rendered."""
+
+    system: str | None = None
+    """System text for conversations that have none."""
+
+    loss_on: Literal["assistant", "last", "all"] = "assistant"
+    """What is trained: every assistant turn, the last one only, or all tokens."""
+
+    max_length: Annotated[int, Field(ge=2)] = 2048
+    """Longest document, in tokens."""
+
+    on_bad_record: Literal["error", "drop"] = "error"
+    """A record that cannot be used: error lists all of them and stops, drop notes them in the ledger."""
+
+    on_long_document: Literal["drop", "error"] = "drop"
+    """A document above `max_length`: drop notes it in the ledger, error lists all of them and stops."""
+
+    max_records: Count | None = None
+    """Use only this many records from the start of the training file."""
+
+    cache_dir: Text | None = None
+    """Folder of prepared stores; null means FINETOOTH_CACHE, else ~/.cache/finetooth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, in what portions, with which optimizer settings and on which device the policy is trained."""
+
+    num_train_epochs: Positive = 3
+    """How often every document is trained."""
+
+    max_steps: Count | None = None
+    """Number of steps (optimizer updates); when set, it decides instead of `num_train_epochs`."""
+
+    global_batch_size: Count = 128
+    """Documents per step over all devices."""
+
+    global_batch_tokens: Count | None = None
+    """Tokens per step over all devices; when set, it decides instead of `global_batch_size`."""
+
+    packing: Literal["auto"] | bool = "auto"
+    """Whether several documents share a row; auto packs where documents can be kept apart. Never changes what
+    is learnt."""
+
+    row_tokens: Count = 16384
+    """Longest row, in tokens; at least `data.max_length`. Never changes what is learnt."""
+
+    rows_at_once: Count = 1
+    """Rows per forward pass. Never changes what is learnt."""
+
+    learning_rate: Positive = 2e-5
+    """Highest learning rate, reached after the warm-up."""
+
+    min_learning_rate: NotNegative = 2e-6
+    """Learning rate at the last step of cosine and linear."""
+
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+
+    warmup_steps: NotNegative = 100
+    """Steps over which the learning rate rises to its highest value; below 1, a share of all steps."""
+
+    weight_decay: NotNegative = 0.01
+    """AdamW's decay of matrices and embeddings; biases and norms have none."""
+
+    adam_beta1: Decay = 0.9
+    """AdamW's decay of the mean gradient."""
+
+    adam_beta2: Decay = 0.999
+    """AdamW's decay of the mean squared gradient."""
+
+    adam_epsilon: Positive = 1e-8
+    """AdamW's term against division by zero."""
+
+    max_grad_norm: Positive | None = 1.0
+    """Gradients are scaled down to this norm when theirs is larger; null never does."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the forward and backward pass; parameters stay in fp32. Auto takes what pays here."""
+
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """Where to train; auto takes cuda, then mps, then cpu."""
+
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
+    """Decides the dev share, the order of the documents, fresh parameters and every other draw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured during training, and how often."""
+
+    every: CountOrNone = 200
+    """Steps between evaluations; 0 evaluates only at the end."""
+
+    train_documents: Count = 256
+    """Size of the fixed sample of training documents on which train_loss is measured."""
+
+    exact_match: Literal["answer-tag", "plain"] | None = None
+    """Compare generated answers with the dev records': the text in the answer tag, or all of it; null does not."""
+
+    exact_match_records: Count = 64
+    """Dev records answered at each evaluation during training; `finetooth eval` answers all."""
+
+    max_new_tokens: Count = 256
+    """Longest generated answer, in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointsConfig:
+    """How often the state of the run is saved, and how much of it is kept."""
+
+    every: CountOrNone = 200
+    """Steps between checkpoints; 0 saves only at the end."""
+
+    keep: Count = 3
+    """How many checkpoints are kept; older ones are removed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """How often a line of metrics is written."""
+
+    every: Count = 1
+    """Steps between lines of metrics.jsonl."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """Every setting of one run, as `load_config` reads it from run.yaml."""
+
+    model: ModelConfig
+    """Where the base model comes from."""
+
+    data: DataConfig
+    """Which records are trained and how they are rendered."""
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How long, in what portions and with which optimizer settings."""
+
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What is measured during training."""
+
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
+    """How often the state is saved."""
+
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """How often metrics are written."""
+
+    output_dir: Text
+    """The run directory, which holds everything the run leaves behind."""
+
+    origins: Mapping[str, str] = field(default_factory=dict[str, str], compare=False, repr=False)
+    """Where each value was set, by dotted key: "run.yaml:5", "command line" or "default". Not a key of run.yaml."""
