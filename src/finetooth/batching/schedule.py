@@ -1,0 +1,135 @@
+"""Schedule: step → documents → rows → this rank's rows, decided before the first forward pass.
+
+A pure function of (store, settings, seed). Steps count from 1, as finished updates do in the logs.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from finetooth.batching.order import epoch_order, even_boundaries, token_boundaries
+from finetooth.batching.packing import Layout, Row, lay_out
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimiser update: a set of documents.
+
+    number:            counts from 1
+    epoch:             counts from 0
+    documents:         int64 [S], in the epoch's order
+    total_loss_weight: what the step's loss sum is divided by, over all ranks
+    """
+
+    number: int
+    epoch: int
+    documents: np.ndarray
+    total_loss_weight: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Which documents are trained when.
+
+    lengths:            int64 [S], tokens per document
+    loss_weight_totals: float64 [S], the sum of each document's loss weights
+    num_epochs:         passes over the documents; the last one may be a part
+    max_steps:          takes the place of num_epochs where given
+    global_batch_size:  documents per step over all devices
+    global_batch_tokens: takes its place where given: about so many tokens per step
+
+    >>> schedule = Schedule(np.array([3, 5, 4]), np.array([1.0, 2.0, 2.0]), seed=42, num_epochs=2, global_batch_size=2)
+    >>> schedule.num_steps, schedule.steps_per_epoch
+    (4, 2)
+    >>> [step.documents.tolist() for step in schedule.steps()]
+    [[0], [2, 1], [0], [2, 1]]
+    """
+
+    lengths: np.ndarray
+    loss_weight_totals: np.ndarray
+    seed: int
+    num_epochs: float = 1
+    max_steps: int | None = None
+    global_batch_size: int = 1
+    global_batch_tokens: int | None = None
+    source_fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        assert len(self.lengths) == len(self.loss_weight_totals) > 0, "a schedule needs documents"
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in one epoch."""
+        return len(self.lengths)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in one whole epoch."""
+        if self.global_batch_tokens is None:
+            return -(-self.num_documents // self.global_batch_size)
+        return min(self.num_documents, -(-int(self.lengths.sum()) // self.global_batch_tokens))
+
+    @property
+    def num_steps(self) -> int:
+        """Updates in the whole run."""
+        if self.max_steps is not None:
+            return self.max_steps
+        return max(1, int(np.ceil(self.steps_per_epoch * self.num_epochs - 1e-9)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies everything that decides which documents are trained in which step; no layout."""
+        digest = hashlib.sha256()
+        digest.update(self.lengths.astype("<i8").tobytes())
+        digest.update(self.loss_weight_totals.astype("<f8").tobytes())
+        settings = (self.source_fingerprint, self.seed, self.global_batch_size, self.global_batch_tokens)
+        digest.update(repr(settings).encode())
+        return digest.hexdigest()
+
+    def step(self, number: int) -> Step:
+        """The step with this number, 1 … num_steps; costs the same wherever it lies."""
+        assert 1 <= number <= self.num_steps, f"step {number} of {self.num_steps}"
+        epoch, place = divmod(number - 1, self.steps_per_epoch)
+        order, boundaries = _epoch(self, epoch)
+        documents = order[boundaries[place] : boundaries[place + 1]]
+        return Step(
+            number=number,
+            epoch=epoch,
+            documents=documents,
+            total_loss_weight=float(self.loss_weight_totals[documents].sum()),
+            num_tokens=int(self.lengths[documents].sum()),
+        )
+
+    def steps(self, first: int = 1) -> Iterator[Step]:
+        """Every step from `first` on."""
+        return (self.step(number) for number in range(first, self.num_steps + 1))
+
+    def rows(self, step: Step, *, layout: Layout, rank: int = 0, world_size: int = 1) -> list[Row]:
+        """The rows of a step that this rank trains."""
+        ranks = lay_out(step.documents, self.lengths[step.documents], layout=layout, world_size=world_size)
+        return ranks[rank]
+
+    def describe(self) -> dict[str, object]:
+        """What `schedule.json` holds."""
+        return {
+            "num_documents": self.num_documents,
+            "num_tokens": int(self.lengths.sum()),
+            "total_loss_weight": float(self.loss_weight_totals.sum()),
+            "longest_document": int(self.lengths.max()),
+            "steps_per_epoch": self.steps_per_epoch,
+            "num_steps": self.num_steps,
+            "seed": self.seed,
+            "fingerprint": self.fingerprint,
+        }
+
+
+@lru_cache(maxsize=2)
+def _epoch(schedule: Schedule, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    order = epoch_order(schedule.num_documents, seed=schedule.seed, epoch=epoch)
+    if schedule.global_batch_tokens is None:
+        return order, even_boundaries(schedule.num_documents, schedule.steps_per_epoch)
+    return order, token_boundaries(schedule.lengths[order], schedule.steps_per_epoch)
