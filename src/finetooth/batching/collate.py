@@ -41,7 +41,7 @@ class Batch:
     """One forward pass.
 
     token_ids_BT:      int64, padded with 0 behind each row's documents
-    positions_BT:      int64, counting from 0 in each document
+    positions_BT:      int64, counting from 0 in each document; 0 in padding
     layout:            where the documents lie
     target_sources_N:  int64, the places in the flattened rows from which a target is predicted
     targets_N:         int64, the token ids that are to be predicted there
@@ -105,7 +105,6 @@ def collate(rows: Sequence[Row], documents: Documents, *, row_multiple: int = 1)
             lengths.append(end - start)
             start = end
         if start < num_tokens:
-            positions[row, start:] = np.arange(num_tokens - start)
             lengths.append(num_tokens - start)
     targets = np.flatnonzero(loss_weights)
     return Batch(

@@ -46,7 +46,7 @@ class Schedule:
     >>> schedule.num_steps, schedule.steps_per_epoch
     (4, 2)
     >>> [step.documents.tolist() for step in schedule.steps()]
-    [[0], [2, 1], [0], [2, 1]]
+    [[2], [0, 1], [0], [1, 2]]
     """
 
     lengths: np.ndarray
