@@ -1,0 +1,172 @@
+"""Cross-entropy as a weighted sum over target positions, in float32, without ever holding all logits.
+
+Shapes: B rows, T tokens in a row, N targets, D hidden, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+# Enough rows for matrix products at full speed; bounds the logits held at once to CHUNK_LOGITS floats.
+CHUNK_LOGITS = 1 << 26
+MAX_CHUNK_ROWS = 8192
+
+
+def sft_loss(logits_BTV: torch.Tensor, token_ids_BT: torch.Tensor, loss_weights_BT: torch.Tensor) -> torch.Tensor:
+    """The plain reference: next-token cross-entropy, averaged over the targets by their loss weights.
+
+    logits_BTV: any float type; token_ids_BT: int; loss_weights_BT: float, the weight of predicting each
+    token from those before it (the first column has no meaning, as nothing predicts it).
+    Returns a scalar: Σ w·(−log p) / Σ w, 0 where nothing is a target. The shift is made inside.
+    """
+    wide = torch.promote_types(logits_BTV.dtype, torch.float32)
+    logits = logits_BTV[:, :-1].to(wide).flatten(0, 1)
+    losses = F.cross_entropy(logits, token_ids_BT[:, 1:].flatten().long(), reduction="none")
+    weights = loss_weights_BT[:, 1:].flatten().to(wide)
+    total = weights.sum()
+    return (losses * weights).sum() / torch.where(total == 0, 1, total)
+
+
+@dataclass(frozen=True, slots=True)
+class LogitTransform:
+    """What a model does to its logits after the head: logits · scale, then soft-capping.
+
+    soft_cap: logits z become soft_cap · tanh(z / soft_cap) (Gemma 2).
+    """
+
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """The transformed logits."""
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.soft_cap is not None:
+            logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
+        return logits
+
+    def backpropagate(self, gradient: torch.Tensor, transformed: torch.Tensor) -> torch.Tensor:
+        """The gradient before the transform, from the gradient after it and the transformed logits."""
+        if self.soft_cap is not None:
+            gradient = gradient * (1 - (transformed / self.soft_cap) ** 2)
+        return gradient * self.scale if self.scale != 1.0 else gradient
+
+
+def head_loss(
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    targets_N: torch.Tensor,
+    loss_weights_N: torch.Tensor,
+    *,
+    transform: LogitTransform | None = None,
+    gradient_scale: float = 1.0,
+) -> torch.Tensor:
+    """The weighted sum of the targets' cross-entropies, straight from the hidden states.
+
+    hidden_ND: the hidden state each target is predicted from; weight_VD, bias_V: the head;
+    gradient_scale: the factor the caller will multiply the loss by before `backward` (fp16's loss
+    scale); it enters here because gradients are taken in the forward pass, in the compute type.
+    Returns a scalar, float32 (float64 for float64 inputs). Without targets it is 0 and stays attached
+    to the graph.
+    """
+    device_type = hidden_ND.device.type
+    if torch.is_autocast_enabled(device_type):
+        compute_dtype = torch.get_autocast_dtype(device_type)
+        hidden_ND, weight_VD = hidden_ND.to(compute_dtype), weight_VD.to(compute_dtype)
+    options = _Options(transform or LogitTransform(), gradient_scale, take_gradients=torch.is_grad_enabled())
+    with torch.autocast(device_type, enabled=False):
+        return _HeadLoss.apply(hidden_ND, weight_VD, bias_V, targets_N, loss_weights_N, options)  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    transform: LogitTransform
+    gradient_scale: float
+    take_gradients: bool
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Takes the gradients chunk by chunk in the forward pass, so that logits are computed only once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        targets_N: torch.Tensor,
+        loss_weights_N: torch.Tensor,
+        options: _Options,
+    ) -> torch.Tensor:
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        wants_hidden, wants_weight, wants_bias = (wanted and options.take_gradients for wanted in ctx.needs_input_grad[:3])
+        hidden_gradient = torch.zeros_like(hidden_ND) if wants_hidden else None
+        weight_gradient = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
+        bias_gradient = torch.zeros_like(bias_V, dtype=wide) if wants_bias and bias_V is not None else None
+        loss_sum = torch.zeros((), dtype=wide, device=hidden_ND.device)
+        chunk_rows = max(1, min(MAX_CHUNK_ROWS, CHUNK_LOGITS // weight_VD.shape[0]))
+        for start in range(0, len(targets_N), chunk_rows):
+            rows = slice(start, start + chunk_rows)
+            loss, gradient_NV = _chunk(hidden_ND[rows], weight_VD, bias_V, targets_N[rows], loss_weights_N[rows], options)
+            loss_sum += loss
+            if gradient_NV is None:
+                continue
+            if bias_gradient is not None:
+                bias_gradient += gradient_NV.sum(0)
+            gradient_NV = gradient_NV.to(hidden_ND.dtype)
+            if hidden_gradient is not None:
+                hidden_gradient[rows] = gradient_NV @ weight_VD
+            if weight_gradient is not None:
+                _add_product(weight_gradient, gradient_NV.T, hidden_ND[rows])
+        ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
+        ctx.gradient_scale = options.gradient_scale
+        ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
+        return loss_sum
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        factor = grad_outputs[0] / ctx.gradient_scale
+        gradients = [
+            None if gradient is None else (gradient * factor.to(gradient.dtype)).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *gradients, None, None, None
+
+
+def _chunk(
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    targets_N: torch.Tensor,
+    loss_weights_N: torch.Tensor,
+    options: _Options,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The chunk's loss sum, and the scaled gradient of its logits [N, V] if it is wanted."""
+    wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+    logits_NV = (hidden_ND @ weight_VD.T).to(wide)
+    if bias_V is not None:
+        logits_NV += bias_V
+    logits_NV = options.transform.apply(logits_NV)
+    log_normaliser_N = torch.logsumexp(logits_NV, dim=-1)
+    target_logits_N = logits_NV.gather(1, targets_N[:, None]).squeeze(1)
+    weights_N = loss_weights_N.to(wide)
+    loss = ((log_normaliser_N - target_logits_N) * weights_N).sum()
+    if not options.take_gradients:
+        return loss, None
+    gradient_NV = torch.exp(logits_NV - log_normaliser_N[:, None])
+    gradient_NV.scatter_add_(1, targets_N[:, None], torch.full_like(target_logits_N, -1.0)[:, None])
+    gradient_NV *= (weights_N * options.gradient_scale)[:, None]
+    return loss, options.transform.backpropagate(gradient_NV, logits_NV)
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """total += left @ right, accumulated in total's type even where the factors are narrower."""
+    if left.dtype == total.dtype:
+        torch.addmm(total, left, right, out=total)
+    elif left.is_cuda:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        total += (left @ right).to(total.dtype)
