@@ -73,10 +73,13 @@ def head_loss(
     to the graph.
     """
     device_type = hidden_ND.device.type
-    if torch.is_autocast_enabled(device_type):
-        compute_dtype = torch.get_autocast_dtype(device_type)
-        hidden_ND, weight_VD = hidden_ND.to(compute_dtype), weight_VD.to(compute_dtype)
-    options = _Options(transform or LogitTransform(), gradient_scale, take_gradients=torch.is_grad_enabled())
+    under_autocast = torch.is_autocast_enabled(device_type)
+    options = _Options(
+        transform=transform or LogitTransform(),
+        gradient_scale=gradient_scale,
+        compute_dtype=torch.get_autocast_dtype(device_type) if under_autocast else hidden_ND.dtype,
+        take_gradients=torch.is_grad_enabled(),
+    )
     with torch.autocast(device_type, enabled=False):
         return _HeadLoss.apply(hidden_ND, weight_VD, bias_V, targets_N, loss_weights_N, options)  # pyright: ignore[reportReturnType]
 
@@ -85,6 +88,7 @@ def head_loss(
 class _Options:
     transform: LogitTransform
     gradient_scale: float
+    compute_dtype: torch.dtype
     take_gradients: bool
 
 
@@ -101,8 +105,10 @@ class _HeadLoss(torch.autograd.Function):
         loss_weights_N: torch.Tensor,
         options: _Options,
     ) -> torch.Tensor:
-        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        wide = torch.promote_types(options.compute_dtype, torch.float32)
         wants_hidden, wants_weight, wants_bias = (wanted and options.take_gradients for wanted in ctx.needs_input_grad[:3])
+        # Casting here rather than outside lets the gradient of the head leave in its accumulation type.
+        narrow_weight_VD = weight_VD.to(options.compute_dtype)
         hidden_gradient = torch.zeros_like(hidden_ND) if wants_hidden else None
         weight_gradient = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
         bias_gradient = torch.zeros_like(bias_V, dtype=wide) if wants_bias and bias_V is not None else None
@@ -110,17 +116,20 @@ class _HeadLoss(torch.autograd.Function):
         chunk_rows = max(1, min(MAX_CHUNK_ROWS, CHUNK_LOGITS // weight_VD.shape[0]))
         for start in range(0, len(targets_N), chunk_rows):
             rows = slice(start, start + chunk_rows)
-            loss, gradient_NV = _chunk(hidden_ND[rows], weight_VD, bias_V, targets_N[rows], loss_weights_N[rows], options)
+            narrow_hidden_ND = hidden_ND[rows].to(options.compute_dtype)
+            loss, gradient_NV = _chunk(
+                narrow_hidden_ND, narrow_weight_VD, bias_V, targets_N[rows], loss_weights_N[rows], options
+            )
             loss_sum += loss
             if gradient_NV is None:
                 continue
             if bias_gradient is not None:
                 bias_gradient += gradient_NV.sum(0)
-            gradient_NV = gradient_NV.to(hidden_ND.dtype)
+            gradient_NV = gradient_NV.to(options.compute_dtype)
             if hidden_gradient is not None:
-                hidden_gradient[rows] = gradient_NV @ weight_VD
+                hidden_gradient[rows] = gradient_NV @ narrow_weight_VD
             if weight_gradient is not None:
-                _add_product(weight_gradient, gradient_NV.T, hidden_ND[rows])
+                _add_product(weight_gradient, gradient_NV.T, narrow_hidden_ND)
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
         ctx.gradient_scale = options.gradient_scale
         ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
@@ -167,6 +176,6 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
     if left.dtype == total.dtype:
         torch.addmm(total, left, right, out=total)
     elif left.is_cuda:
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+        total += torch.mm(left, right, out_dtype=total.dtype)
     else:
         total += (left @ right).to(total.dtype)

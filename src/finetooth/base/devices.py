@@ -1,0 +1,89 @@
+"""DeviceManager: which device computes, and in which precision."""
+
+import contextlib
+import resource
+import sys
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+
+from finetooth.base.errors import ConfigError, problem
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class DeviceManager:
+    """The device a policy lives on and the precision it computes in.
+
+    device:    auto (cuda → mps → cpu), cuda, cuda:1, mps, cpu.
+    precision: fp32; bf16 or fp16 (both compute under autocast, with float32 parameters and optimiser
+               states; fp16 with a gradient scaler); auto: bf16 on GPUs that have it, fp16 on older
+               ones, fp32 elsewhere.
+    Raises ConfigError for a device that is not there or a precision it has not.
+    mps computes in fp32 only, and is untested.
+    """
+
+    def __init__(self, device: str = "auto", precision: Precision | Literal["auto"] = "auto"):
+        self.device = _choose_device(device)
+        self.precision: Precision = _choose_precision(self.device, precision)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type of matrix products and attention."""
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The context in which the policy computes."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+    def gradient_scaler(self) -> torch.amp.GradScaler:
+        """Scales losses so that fp16 gradients do not vanish; does nothing in other precisions."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def peak_memory_mb(self) -> float:
+        """The most memory in use so far, in MB: the GPU's allocations, or this process's resident set."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e6
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+    def describe(self) -> str:
+        """For people: "cpu, 2 threads, fp32", "NVIDIA H200, bf16"."""
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)}, {self.precision}"
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        return f"{self.device.type}{threads}, {self.precision}"
+
+
+@contextlib.contextmanager
+def deterministic_seed(seed: int) -> Iterator[None]:
+    """Draws within are seeded; the generators outside are left as they were."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _choose_device(name: str) -> torch.device:
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, present in available.items() if present))
+    kind = name.split(":")[0]
+    if not available.get(kind, False):
+        present = ", ".join(kind for kind, is_present in available.items() if is_present)
+        raise ConfigError(
+            problem("training.device", f"{name} is not available here", f"this machine has: {present}; or write auto")
+        )
+    return torch.device(name)
+
+
+def _choose_precision(device: torch.device, name: Precision | Literal["auto"]) -> Precision:
+    if name == "auto":
+        if device.type != "cuda":
+            return "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "mps" and name != "fp32":
+        raise ConfigError(problem("training.precision", f"{name} is not supported on mps", "write fp32 or auto"))
+    return name

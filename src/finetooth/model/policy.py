@@ -1,0 +1,138 @@
+"""PolicyModel: backbone, head and loss in one module.
+
+Shapes: B rows, T tokens in a row, D hidden, V vocabulary, N targets.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from finetooth.batching.collate import Batch
+from finetooth.model.attention import IMPLEMENTATION
+from finetooth.model.loss import LogitTransform, head_loss, sft_loss
+
+IGNORED_LABEL = -100
+
+
+class PolicyModel(nn.Module):
+    """A causal language model that is being trained.
+
+    `policy(batch)` gives the weighted loss *sum* of packed rows; attention stays within documents.
+    `policy(input_ids=…, attention_mask=…, labels=…)` gives logits and mean loss as transformers models do.
+
+    model: any transformers causal LM whose attention goes through `AttentionInterface`
+    (`finetooth.model.load` loads one and proves that packed documents do not see each other).
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        self._own_attention: str = model.config._attn_implementation or "eager"
+        self._logit_transform = _logit_transform(model.config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.model.device
+
+    @property
+    def vocab_size(self) -> int:
+        """V: rows of the embedding, at least as many as the tokenizer has entries."""
+        return self.model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportReturnType]
+
+    def forward(
+        self,
+        batch: Batch | None = None,
+        *,
+        gradient_scale: float = 1.0,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> torch.Tensor | CausalLMOutput:
+        """The loss sum of a batch, or logits and mean loss of padded rows.
+
+        batch:          packed rows; returns a scalar, float32: Σ loss weight · cross-entropy.
+        gradient_scale: the factor the caller multiplies that sum by before `backward`.
+        input_ids:      int [B, T], attention_mask: int [B, T], labels: int [B, T] with −100 where
+                        nothing is trained; returns `.logits` [B, T, V] and, with labels, `.loss`,
+                        the mean over all targets (0 where there are none).
+        """
+        if batch is not None:
+            return self._loss_sum(batch, gradient_scale)
+        with self.own_attention():
+            logits_BTV = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        if labels is None:
+            return CausalLMOutput(logits=logits_BTV)
+        is_target = labels != IGNORED_LABEL
+        loss = sft_loss(logits_BTV, labels.clamp(min=0), is_target.float())
+        return CausalLMOutput(loss=loss, logits=logits_BTV)  # pyright: ignore[reportArgumentType]
+
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """The backbone's last hidden states of packed rows, [B, T, D]."""
+        with self._attention(IMPLEMENTATION):
+            return self.model.base_model(
+                input_ids=batch.token_ids_BT,
+                position_ids=batch.positions_BT,
+                use_cache=False,
+                document_layout=batch.layout,
+            ).last_hidden_state
+
+    @torch.no_grad()
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate`, with the attention the model came with."""
+        with self.own_attention():
+            return self.model.generate(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json, generation_config.json and safetensors, as plain transformers loads them."""
+        with self.own_attention():
+            self.model.save_pretrained(folder)
+
+    def frozen_copy(self) -> "PolicyModel":
+        """An independent copy that is not trained: the reference that preference learning starts from."""
+        return copy.deepcopy(self).requires_grad_(False).eval()
+
+    @contextlib.contextmanager
+    def own_attention(self) -> Iterator[None]:
+        """Within it, the model computes with the attention it was loaded with (which knows padding)."""
+        with self._attention(self._own_attention):
+            yield
+
+    @contextlib.contextmanager
+    def _attention(self, implementation: str) -> Iterator[None]:
+        before: str = self.model.config._attn_implementation or "eager"
+        if before == implementation:
+            yield
+            return
+        self.model.set_attn_implementation(implementation)
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(before)
+
+    def _loss_sum(self, batch: Batch, gradient_scale: float) -> torch.Tensor:
+        hidden_BTD = self.hidden_states(batch)
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, nn.Linear), "the head is a linear layer; load_policy refuses other models"
+        return head_loss(
+            hidden_BTD.flatten(0, 1)[batch.target_sources_N],
+            head.weight,
+            head.bias,
+            batch.targets_N,
+            batch.loss_weights_N,
+            transform=self._logit_transform,
+            gradient_scale=gradient_scale,
+        )
+
+
+def _logit_transform(config: Any) -> LogitTransform:
+    """Soft-capping (Gemma 2) and scaling (Granite divides, Cohere multiplies) of a model's logits."""
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return LogitTransform(scale=scale, soft_cap=getattr(config, "final_logit_softcapping", None))
