@@ -1,0 +1,214 @@
+"""Files and folders that exist only when they are complete.
+
+What is being written carries another name (`.NAME.partial-…`, beside its place) until every byte of it is on
+the disk; then it is renamed. A folder holds, written last, MANIFEST.json:
+
+    {"files": {"train/token_ids.bin": {"size": 5120, "sha256": "9f86d0…"}, …}}
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, cast
+
+from finetooth.base.errors import FinetoothError, problem
+
+MANIFEST_NAME = "MANIFEST.json"
+
+_LEFTOVER_AGE_SECONDS = 60
+_NOT_WRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EEXIST),  # a file stands where a folder above it is needed
+)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that it holds either all of `content` or what it held before, whatever happens.
+
+    Raises FinetoothError where the disk is full or the place may not be written.
+    """
+    partial = _partial_name(path)
+    with _told_plainly(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, replace: bool = False) -> Generator[Path, None, None]:
+    """Yields an empty folder to be filled; it appears as `path` when the block ends, complete, or never.
+
+    With `replace`, a folder that stands at `path` gives way in the same instant (on file systems that cannot
+    exchange two names, in two renames). Without it, FileExistsError: before the block, or after it when
+    another process was faster. What killed processes left beside `path` is removed.
+
+    >>> with new_folder(Path("runs/first/final")) as folder:          # doctest: +SKIP
+    ...     (folder / "config.json").write_text("{}")
+    """
+    if path.exists() and not replace:
+        raise FileExistsError(path)
+    partial = _partial_name(path)
+    with _told_plainly(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        partial.mkdir()
+        try:
+            with _locked(partial):
+                yield partial
+                _write_manifest(partial)
+                _put_in_place(partial, path, replace=replace)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        _sync_folder(path.parent)
+
+
+def check_folder(path: Path, *, hashes: bool = True) -> list[str]:
+    """Compares a folder with its MANIFEST.json; returns what is wrong, one sentence per file, or nothing.
+
+    Without `hashes` only names and sizes are compared, which takes no time for files of any size.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST_NAME).read_bytes())
+        expected = {str(name): (int(e["size"]), str(e["sha256"])) for name, e in manifest["files"].items()}
+    except OSError:
+        return [f"{MANIFEST_NAME}: missing"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{MANIFEST_NAME}: unreadable"]
+    present = _files_below(path)
+    problems = [f"{name}: missing" for name in expected if name not in present]
+    problems += [f"{name}: not in the manifest" for name in present if name not in expected]
+    for name in present:
+        if name in expected:
+            problems += _difference(path / name, name, *expected[name], hashes=hashes)
+    return sorted(problems)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial-{secrets.token_hex(6)}")
+
+
+@contextlib.contextmanager
+def _told_plainly(path: Path) -> Generator[None, None, None]:
+    try:
+        yield
+    except OSError as error:
+        # An error that names a file elsewhere came from the caller's block and is not about this place.
+        named = Path(str(cast(object, error.filename) or path)).absolute()
+        if error.errno not in _NOT_WRITABLE or not named.is_relative_to(path.parent.absolute()):
+            raise
+        fact = f"cannot be written ({os.strerror(error.errno)})"
+        raise FinetoothError(problem(path, fact, "free space there or choose another place")) from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Generator[None, None, None]:
+    """Marks a folder as being written; the mark vanishes with the process, however that ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Not every network file system knows locks; there, leftovers are merely not recognised.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        # The age covers the instant between a folder's creation and its lock.
+        if leftover.is_dir() and time.time() - leftover.stat().st_mtime > _LEFTOVER_AGE_SECONDS:
+            descriptor = os.open(leftover, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            finally:
+                os.close(descriptor)
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _write_manifest(folder: Path) -> None:
+    files: dict[str, Any] = {}
+    for name in _files_below(folder):
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+        files[name] = {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+    for child in folder.rglob("*"):
+        if child.is_dir():
+            _sync_folder(child)
+    write_atomically(folder / MANIFEST_NAME, json.dumps({"files": files}, indent=1).encode())
+
+
+def _files_below(folder: Path) -> list[str]:
+    files = (child.relative_to(folder).as_posix() for child in folder.rglob("*") if child.is_file())
+    return sorted(name for name in files if name != MANIFEST_NAME)
+
+
+def _put_in_place(partial: Path, path: Path, *, replace: bool) -> None:
+    if replace and path.exists():
+        if not _exchange(partial, path):
+            aside = _partial_name(path)
+            path.rename(aside)
+            partial.rename(path)
+            shutil.rmtree(aside, ignore_errors=True)
+        return
+    try:
+        partial.rename(path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(path) from error
+        raise
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swaps two names in one step of the file system; False where it cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(first.absolute()), os.fsencode(second.absolute())
+    at_working_directory = -100
+    if sys.platform == "linux" and hasattr(libc, "renameat2"):
+        return libc.renameat2(at_working_directory, names[0], at_working_directory, names[1], 2) == 0
+    if sys.platform == "darwin":
+        return libc.renamex_np(names[0], names[1], 2) == 0
+    return False
+
+
+def _difference(path: Path, name: str, size: int, sha256: str, *, hashes: bool) -> list[str]:
+    found = path.stat().st_size
+    if found != size:
+        return [f"{name}: {found} bytes instead of {size}"]
+    if hashes and sha256_of(path) != sha256:
+        return [f"{name}: its content differs from its hash"]
+    return []
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
