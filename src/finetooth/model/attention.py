@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
+from finetooth.base.errors import ConfigError, problem
 from finetooth.batching.collate import DocumentLayout
 
 IMPLEMENTATION = "finetooth"
@@ -27,7 +28,7 @@ def document_attention(
     value_BKTD: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    document_layout: DocumentLayout,
+    document_layout: DocumentLayout | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -36,12 +37,16 @@ def document_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of every token to the tokens before it in its own document.
 
-    document_layout: where the documents lie in the flattened rows.
+    document_layout: where the documents lie in the flattened rows. A backbone that drops it on the way
+                     (StableLM does) cannot keep documents apart: ConfigError.
     scaling:         factor of the scores; default 1/√D.
     sliding_window:  tokens see at most so many tokens, themselves included.
     softcap:         scores s become softcap · tanh(s / softcap) (Gemma 2).
     Returns the attended values [B, T, H, D], and None where other implementations return the weights.
     """
+    if document_layout is None:
+        fact = "the backbone does not pass the document layout on to its attention"
+        raise ConfigError(problem(type(module).__name__, fact, "use another architecture"))
     assert attention_mask is None, "documents are separated by their layout, not by a mask"
     assert dropout == 0.0, "attention dropout is set to 0 when the model is loaded"
     assert kwargs.get("s_aux") is None, "attention sinks are refused when the model is loaded"

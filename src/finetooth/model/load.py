@@ -1,0 +1,210 @@
+"""Loads a policy, or builds one from fresh parameters, and proves that it computes what it should."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from finetooth.base.devices import DeviceManager, deterministic_seed
+from finetooth.base.errors import ConfigError, problem
+from finetooth.base.hub import local_folder
+from finetooth.batching.collate import collate
+from finetooth.config.schema import ModelConfig
+from finetooth.data.records import Document, Origin
+from finetooth.model.policy import PolicyModel
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
+SHOWN_NAMES = 5
+
+
+def load_policy(model: ModelConfig, *, devices: DeviceManager, seed: int = 42) -> PolicyModel:
+    """A policy with float32 parameters on the device, proved to keep packed documents apart.
+
+    model: `path`, a folder or hub name (parameters from safetensors; no code from the repository is
+    run), or `from_config`, a config.json for fresh parameters drawn with the seed.
+    Every dropout in the model's own config is set to 0. Raises ConfigError for a model that is absent,
+    incomplete, or not computed exactly by finetooth.
+    """
+    place = "model.path" if model.path else "model.from_config"
+    with _quiet_transformers():
+        if model.path is not None:
+            loaded = _load(model.path, place)
+        else:
+            assert model.from_config is not None, "the config's validation asks for one of the two"
+            loaded = _build(Path(model.from_config), place, seed=seed)
+    _refuse_what_is_not_computed(loaded, place)
+    policy = PolicyModel(loaded.to(devices.device))  # pyright: ignore[reportArgumentType]
+    prove_isolation(policy, devices=devices, place=place)
+    return policy
+
+
+def prove_isolation(policy: PolicyModel, *, devices: DeviceManager, place: str = "model") -> None:
+    """Raises ConfigError unless packed documents give what each gives alone in the model's own forward pass.
+
+    Three short documents of random tokens are packed into one row. Their hidden states and their loss
+    must equal those of transformers' own computation, document by document: to 1e-4 in fp32, to 5e-2
+    in bf16 and fp16 (‖a − b‖/‖b‖).
+    """
+    documents = _random_documents(policy.vocab_size)
+    batch = collate([(0, 1, 2)], documents, row_multiple=8).to(devices.device)
+    was_training = policy.training
+    policy.eval()
+    with torch.no_grad(), devices.autocast():
+        packed_TD = policy.hidden_states(batch)[0]
+        packed_loss = policy(batch)
+        with policy.own_attention():
+            alone = [_alone(policy, document) for document in documents.documents]
+    policy.train(was_training)
+    alone_TD = torch.cat([hidden for hidden, _ in alone])
+    alone_loss = torch.stack([loss for _, loss in alone]).sum()
+    tolerance = 1e-4 if devices.precision == "fp32" else 5e-2
+    for what, a, b in (
+        ("the hidden states of packed documents differ from those of each alone", packed_TD[: len(alone_TD)], alone_TD),
+        ("the loss differs from the model's own", packed_loss, alone_loss),
+    ):
+        difference = float((a.float() - b.float()).norm() / b.float().norm())
+        if not difference <= tolerance:
+            kind = type(policy.model).__name__
+            fact = f"{kind}: {what} (by {difference:.1e}, allowed {tolerance:.0e})"
+            raise ConfigError(problem(place, fact, "use an architecture with plain causal attention"))
+
+
+def _load(name: str, place: str) -> PreTrainedModel:
+    folder = local_folder(name, place=place, required=("config.json", "*.safetensors"), patterns=MODEL_FILES)
+    config = _read_config(folder / "config.json", place)
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError(problem(place, f"{folder} holds no *.safetensors file", "name a folder with parameters"))
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(problem(place, f"{folder}: {_first_line(error)}", "check the folder's files")) from error
+    differences = {
+        "are missing": sorted(report["missing_keys"]),
+        "have another shape than config.json says": sorted(entry[0] for entry in report["mismatched_keys"]),
+        "have no place in the model": sorted(report["unexpected_keys"]),
+    }
+    problems = [
+        problem(place, f"{folder}: {len(names)} parameters {what}: {_some(names)}", "check that they belong together")
+        for what, names in differences.items()
+        if names
+    ]
+    problems += [
+        problem(place, f"{folder}: {name} holds values that are not finite", "use an intact copy")
+        for name, parameter in model.named_parameters()
+        if not torch.isfinite(parameter).all()
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return model
+
+
+def _build(path: Path, place: str, *, seed: int) -> PreTrainedModel:
+    config = _read_config(path, place)
+    with deterministic_seed(seed):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+def _read_config(path: Path, place: str) -> Any:
+    """transformers' config object, with every dropout set to 0."""
+    if not path.is_file():
+        raise ConfigError(problem(place, f"{path}: no such file", "name a model with its config.json"))
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(problem(place, f"{path}: not JSON: {error}", "use an intact copy")) from error
+    if not isinstance(fields, dict) or "model_type" not in fields:
+        raise ConfigError(problem(place, f"{path}: no model_type", "use a transformers config.json"))
+    if fields["model_type"] not in transformers.CONFIG_MAPPING:
+        fact = f"{path}: model_type {fields['model_type']!r} is not known to transformers {transformers.__version__}"
+        raise ConfigError(problem(place, fact, "code that comes with a model is not run; use a built-in architecture"))
+    fields.pop("auto_map", None)
+    kind = AutoConfig.for_model(**fields)
+    if type(kind) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        fact = f"{path}: {fields['model_type']} is not a causal language model"
+        raise ConfigError(problem(place, fact, "use a decoder-only model"))
+    for name in fields:
+        if name.endswith(("dropout", "pdrop", "dropout_prob", "dropout_rate")) and isinstance(fields[name], float | int):
+            setattr(kind, name, 0.0)
+    return kind
+
+
+def _refuse_what_is_not_computed(model: PreTrainedModel, place: str) -> None:
+    kind = type(model).__name__
+    facts: list[str] = []
+    if not isinstance(model.get_output_embeddings(), nn.Linear):
+        facts.append("its head is not one linear layer")
+    if not model._can_set_attn_implementation():
+        facts.append("its attention cannot be kept within packed documents")
+    if any(name.endswith("sinks") for name, _ in model.named_parameters()):
+        facts.append("its attention has sinks")
+    if facts:
+        raise ConfigError(problem(place, f"{kind}: {' and '.join(facts)}", "use another architecture"))
+
+
+class _Documents:
+    """Three short documents in memory."""
+
+    def __init__(self, documents: list[Document]):
+        self.documents = documents
+
+    def document(self, number: int, /) -> Document:
+        return self.documents[number]
+
+
+def _random_documents(vocab_size: int) -> _Documents:
+    draws = np.random.default_rng(0)
+    documents: list[Document] = []
+    for length in (7, 12, 4):
+        loss_weights = np.ones(length, dtype=np.float32)
+        loss_weights[0] = 0
+        token_ids = draws.integers(0, vocab_size, length, dtype=np.int32)
+        documents.append(Document(token_ids, loss_weights, prompt_length=1, origin=Origin("random", length)))
+    return _Documents(documents)
+
+
+def _alone(policy: PolicyModel, document: Document) -> tuple[torch.Tensor, torch.Tensor]:
+    """The document's hidden states [T, D] and loss sum, computed by transformers alone."""
+    input_ids = torch.from_numpy(document.token_ids.astype(np.int64))[None].to(policy.device)
+    out = policy.model(input_ids=input_ids, labels=input_ids, use_cache=False)
+    hidden = policy.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
+    return hidden, out.loss.float() * document.num_targets
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN_NAMES]) + (", …" if len(names) > SHOWN_NAMES else "")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Its load report and progress bars are replaced by our own messages."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

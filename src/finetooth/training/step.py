@@ -1,0 +1,94 @@
+"""One optimiser update: sums inside, one division by the step's total loss weight, then clip and update."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from finetooth.base.devices import DeviceManager
+from finetooth.base.errors import NonFiniteError, problem
+from finetooth.batching.collate import Batch
+from finetooth.model.policy import PolicyModel
+
+SMALLEST_LOSS_SCALE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one update did.
+
+    loss:      the step's loss sum divided by its total loss weight, before the update
+    grad_norm: 2-norm of the whole gradient before clipping
+    """
+
+    loss: float
+    grad_norm: float
+
+
+def train_step(
+    policy: PolicyModel,
+    batches: Sequence[Batch],
+    *,
+    total_loss_weight: float,
+    learning_rate: float,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    devices: DeviceManager,
+    max_grad_norm: float | None,
+    place: str = "step",
+) -> StepResult:
+    """Accumulates the gradient of all batches and updates the parameters once.
+
+    total_loss_weight: of the whole step, over all batches. place: names the step in messages.
+    In fp16, a gradient that overflows is computed again from the same batches with a lower loss
+    scale. Raises NonFiniteError, before the update, when the loss or the gradient is not finite.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    while True:
+        loss = _accumulate(policy, batches, total_loss_weight, optimizer, scaler, devices)
+        scaler.unscale_(optimizer)
+        grad_norm = _grad_norm(parameters)
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            break
+        if not scaler.is_enabled() or scaler.get_scale() <= SMALLEST_LOSS_SCALE or not math.isfinite(loss):
+            optimizer.zero_grad()
+            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {grad_norm}"
+            remedy = "the parameters were not touched; look at these documents, or lower training.learning_rate"
+            raise NonFiniteError(problem(place, what, remedy))
+        scaler.update()
+    if max_grad_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, torch.tensor(grad_norm, device=devices.device))
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    return StepResult(loss=loss, grad_norm=grad_norm)
+
+
+def _accumulate(
+    policy: PolicyModel,
+    batches: Sequence[Batch],
+    total_loss_weight: float,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    devices: DeviceManager,
+) -> float:
+    """Leaves the (scaled) gradient of the step's mean loss in the parameters; returns that loss."""
+    optimizer.zero_grad()
+    loss_sum = torch.zeros((), dtype=torch.float64 if devices.device.type != "mps" else torch.float32)
+    loss_sum = loss_sum.to(devices.device)
+    gradient_scale = scaler.get_scale() / total_loss_weight
+    for batch in batches:
+        with devices.autocast():
+            batch_sum = policy(batch.to(devices.device), gradient_scale=gradient_scale)
+        scaler.scale(batch_sum / total_loss_weight).backward()
+        loss_sum += batch_sum.detach()
+    return float(loss_sum) / total_loss_weight
+
+
+def _grad_norm(parameters: Sequence[nn.Parameter]) -> float:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return float(nn.utils.get_total_norm(gradients))
