@@ -1,4 +1,4 @@
-"""Every setting of a run: frozen dataclasses that mirror run.yaml, each setting with its type, range and meaning.
+"""Every setting of a run: frozen dataclasses that mirror run.yaml, with types, ranges and meanings.
 
 A relative path is relative to the working directory, as on any command line.
 
@@ -10,13 +10,15 @@ A relative path is relative to the working directory, as on any command line.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
-Text = Annotated[str, Field(min_length=1)]
+from finetooth.config.checks import require_valid
+
+Text = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
+CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -57,8 +59,8 @@ class DataConfig:
     """How a conversation becomes text: auto (the tokenizer's own template; without one, chatml for messages
     and concat for prompt and response), chatml, concat, or the path of a .jinja file."""
 
-    template_args: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Further values for the template, e.g. enable_thinking: false; used wherever the template is rendered."""
+    template_args: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    """Further values for the template, e.g. enable_thinking: false; used wherever it is rendered."""
 
     system: str | None = None
     """System text for conversations that have none."""
@@ -149,14 +151,14 @@ class TrainingConfig:
 class EvaluationConfig:
     """What is measured during training, and how often."""
 
-    every: CountOrNone = 200
+    every: CountOrZero = 200
     """Steps between evaluations; 0 evaluates only at the end."""
 
     train_documents: Count = 256
     """Size of the fixed sample of training documents on which train_loss is measured."""
 
     exact_match: Literal["answer-tag", "plain"] | None = None
-    """Compare generated answers with the dev records': the text in the answer tag, or all of it; null does not."""
+    """Compare generated answers with the dev records': the text in the answer tag, or all of it (plain)."""
 
     exact_match_records: Count = 64
     """Dev records answered at each evaluation during training; `finetooth eval` answers all."""
@@ -169,7 +171,7 @@ class EvaluationConfig:
 class CheckpointsConfig:
     """How often the state of the run is saved, and how much of it is kept."""
 
-    every: CountOrNone = 200
+    every: CountOrZero = 200
     """Steps between checkpoints; 0 saves only at the end."""
 
     keep: Count = 3
@@ -210,4 +212,11 @@ class SFTConfig:
     """The run directory, which holds everything the run leaves behind."""
 
     origins: Mapping[str, str] = field(default_factory=dict[str, str], compare=False, repr=False)
-    """Where each value was set, by dotted key: "run.yaml:5", "command line" or "default". Not a key of run.yaml."""
+    """Where each value was set, by dotted key: "run.yaml:5", "command line" or "default"; not a setting."""
+
+    def __post_init__(self) -> None:
+        """Checks every value and the values against one another.
+
+        Raises ConfigError with all problems at once.
+        """
+        require_valid(self)

@@ -1,0 +1,187 @@
+"""Checks settings: each value against its type and range, then the values against one another."""
+
+import json
+from collections.abc import Callable, Mapping, Set
+from functools import cache
+from typing import Any, NamedTuple
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from finetooth.base.errors import ConfigError, problem
+from finetooth.config.settings import Setting, sections_of, settings_of, values_of
+from finetooth.config.wording import describe_choices, show_value
+
+TEMPLATE_NAMES = ("auto", "chatml", "concat")
+
+
+class Finding(NamedTuple):
+    """One problem, and the settings it is about; the place is that of the first one that was given."""
+
+    keys: tuple[str, ...]
+    fact: str
+    remedy: str
+
+
+def require_valid(config: object) -> None:
+    """Raises ConfigError with every problem of a config that was made in Python."""
+    findings = _find_wrong_sections(config) or find_problems(settings_of(type(config)), values_of(config))
+    if findings:
+        place = type(config).__name__
+        raise ConfigError(problem(place, finding.fact, finding.remedy) for finding in findings)
+
+
+def find_problems(settings: Mapping[str, Setting], values: Mapping[str, Any]) -> list[Finding]:
+    """Every problem of the given values, by dotted key; what is absent is taken as unusable.
+
+    A contradiction is looked for only among values that are each allowed.
+    """
+    findings: list[Finding] = []
+    usable: dict[str, Any] = {}
+    for key, value in values.items():
+        if is_allowed(settings[key].kind, value):
+            usable[key] = value
+        else:
+            findings.append(_wrong_value(key, settings[key].kind, value))
+    for needs, find in CONTRADICTIONS:
+        if needs <= usable.keys():
+            findings.extend(find(usable))
+    return findings
+
+
+def is_allowed(kind: Any, value: object) -> bool:
+    """Whether a value has the type and lies in the range; text is never a number, nor is true or false."""
+    try:
+        _adapter(kind).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def json_schema_of(kind: Any) -> dict[str, Any]:
+    """The JSON Schema of one setting's type."""
+    return _adapter(kind).json_schema()
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=ConfigDict(strict=True))
+
+
+def _find_wrong_sections(config: object) -> list[Finding]:
+    return [
+        Finding(
+            (name,),
+            f"{name}: found a value of type {type(getattr(config, name)).__name__}",
+            f"give a {section.__name__}",
+        )
+        for name, section in sections_of(type(config)).items()
+        if not isinstance(getattr(config, name), section)
+    ]
+
+
+def _wrong_value(key: str, kind: Any, value: object) -> Finding:
+    allowed = describe_choices(json_schema_of(kind))
+    quotes = " without quotes" if "number" in allowed and _reads_as_number(value) else ""
+    return Finding((key,), f"{key}: found {show_value(value)}", f"write {allowed}{quotes}")
+
+
+def _reads_as_number(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _find_model_source(values: Mapping[str, Any]) -> list[Finding]:
+    path, from_config = values["model.path"], values["model.from_config"]
+    keys = ("model.path", "model.from_config")
+    if path is None and from_config is None:
+        fact = "model: neither model.path nor model.from_config is given"
+        return [Finding(keys, fact, "name a base model's folder as model.path")]
+    if path is not None and from_config is not None:
+        return [Finding(keys, "model: both model.path and model.from_config are given", "keep one of them")]
+    if from_config is not None and values["model.tokenizer"] is None:
+        fact = "model.from_config: fresh parameters come without a tokenizer"
+        return [Finding(keys[::-1], fact, "name a tokenizer's folder as model.tokenizer")]
+    return []
+
+
+def _find_short_rows(values: Mapping[str, Any]) -> list[Finding]:
+    row_tokens, max_length = values["training.row_tokens"], values["data.max_length"]
+    if row_tokens >= max_length:
+        return []
+    fact = f"training.row_tokens ({row_tokens}) is below data.max_length ({max_length})"
+    remedy = "raise training.row_tokens or lower data.max_length"
+    return [Finding(("training.row_tokens", "data.max_length"), fact, remedy)]
+
+
+def _find_rising_rate(values: Mapping[str, Any]) -> list[Finding]:
+    lowest, highest = values["training.min_learning_rate"], values["training.learning_rate"]
+    if lowest <= highest:
+        return []
+    fact = f"training.min_learning_rate ({lowest}) is above training.learning_rate ({highest})"
+    remedy = "lower training.min_learning_rate or raise training.learning_rate"
+    return [Finding(("training.min_learning_rate", "training.learning_rate"), fact, remedy)]
+
+
+def _find_broken_warmup(values: Mapping[str, Any]) -> list[Finding]:
+    warmup = values["training.warmup_steps"]
+    if warmup < 1 or warmup == int(warmup):
+        return []
+    fact = f"training.warmup_steps: {warmup} is neither a share nor a whole number of steps"
+    return [Finding(("training.warmup_steps",), fact, "write a share below 1 or a whole number")]
+
+
+def _find_unknown_template(values: Mapping[str, Any]) -> list[Finding]:
+    template = values["data.template"]
+    if template in TEMPLATE_NAMES or template.endswith(".jinja"):
+        return []
+    fact = f"data.template: found {show_value(template)}"
+    return [Finding(("data.template",), fact, "write auto, chatml, concat or the path of a .jinja file")]
+
+
+def _find_unsendable_arguments(values: Mapping[str, Any]) -> list[Finding]:
+    try:
+        json.dumps(values["data.template_args"], allow_nan=False, ensure_ascii=False).encode()
+    except ValueError:
+        fact = "data.template_args: holds a number that is infinite or not a number, or broken text"
+        return [Finding(("data.template_args",), fact, "write values that JSON can hold")]
+    return []
+
+
+def _find_unread_fields(values: Mapping[str, Any]) -> list[Finding]:
+    fields, record_format = values["data.fields"], values["data.format"]
+    if fields is None:
+        return []
+    findings: list[Finding] = []
+    if set(fields) != {"prompt", "response"}:
+        fact = f"data.fields: names {', '.join(map(repr, fields)) or 'nothing'}"
+        remedy = "write {prompt: NAME, response: NAME} with the names your file uses"
+        findings.append(Finding(("data.fields",), fact, remedy))
+    if record_format not in ("auto", "prompt-response"):
+        fact = f"data.fields: not used with data.format: {record_format}"
+        remedy = "leave data.fields out or write data.format: prompt-response"
+        findings.append(Finding(("data.fields", "data.format"), fact, remedy))
+    return findings
+
+
+def _find_unanswerable(values: Mapping[str, Any]) -> list[Finding]:
+    if values["evaluation.exact_match"] is None or values["data.dev"] is not None:
+        return []
+    fact = "evaluation.exact_match: data.dev is null, so there are no records to answer"
+    return [Finding(("evaluation.exact_match", "data.dev"), fact, "give data.dev or leave exact_match out")]
+
+
+CONTRADICTIONS: list[tuple[Set[str], Callable[[Mapping[str, Any]], list[Finding]]]] = [
+    ({"model.path", "model.from_config", "model.tokenizer"}, _find_model_source),
+    ({"training.row_tokens", "data.max_length"}, _find_short_rows),
+    ({"training.min_learning_rate", "training.learning_rate"}, _find_rising_rate),
+    ({"training.warmup_steps"}, _find_broken_warmup),
+    ({"data.template"}, _find_unknown_template),
+    ({"data.template_args"}, _find_unsendable_arguments),
+    ({"data.fields", "data.format"}, _find_unread_fields),
+    ({"evaluation.exact_match", "data.dev"}, _find_unanswerable),
+]
