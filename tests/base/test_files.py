@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetooth.base import files
@@ -176,6 +176,7 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path):
     assert "../outside: missing" in check_folder(tmp_path / "made")
 
 
+@settings(deadline=None, max_examples=30)
 @given(content=st.binary(max_size=50), position=st.integers(min_value=0), bit=st.integers(0, 7))
 def test_every_flipped_bit_is_found(tmp_path_factory, content: bytes, position: int, bit: int):
     folder_path = tmp_path_factory.mktemp("bits") / "made"
