@@ -1,0 +1,285 @@
+"""The command line: parses, calls one verb, prints its result, turns failures into sentences and exit codes.
+
+Nothing heavy is imported before a command runs, so `finetooth --help` is quick, and settings are read before a
+verb is imported, so a mistake in them is told at once.
+"""
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from finetooth import __version__
+from finetooth.base.errors import ConfigError, DeviceMemoryError, FinetoothError, Stopped, problem
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from finetooth.config.schema import SFTConfig
+
+
+def main() -> None:
+    """Runs the command line; ends the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    app(args=spell_out_resume(sys.argv[1:]), prog_name="finetooth")
+
+
+def spell_out_resume(arguments: Iterable[str]) -> list[str]:
+    """Gives `--resume` its value, so that no other argument is taken for it.
+
+    >>> spell_out_resume(["train", "--resume", "run.yaml"]), spell_out_resume(["--resume", "auto"])
+    (['train', '--resume=must', 'run.yaml'], ['--resume=auto'])
+    """
+    spelled: list[str] = []
+    for argument in arguments:
+        if argument == "auto" and spelled and spelled[-1] == "--resume=must":
+            spelled[-1] = "--resume=auto"
+        else:
+            spelled.append("--resume=must" if argument == "--resume" else argument)
+    return spelled
+
+
+class Resume(StrEnum):
+    """What `train` does where the run directory already holds a run."""
+
+    NEVER = "never"
+    MUST = "must"
+    AUTO = "auto"
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"finetooth {__version__}")
+        raise typer.Exit
+
+
+def _go_offline(asked: bool) -> None:
+    if asked:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="File with the settings of the run.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings that win over the file: learning_rate=1e-4"),
+]
+Target = Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory or model folder.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Offline = Annotated[
+    bool, typer.Option("--offline", callback=_go_offline, is_eager=True, help="Fetch nothing from the hub.")
+]
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+
+@app.callback()
+def describe(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Supervised fine-tuning of causal language models in which every token is accounted for."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder the demo writes to.")] = Path("runs/demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Tell the whole story on the built-in model: no network, no GPU."""
+
+    def verb(console: "Console") -> dict[str, Any]:
+        from finetooth.demo import demo as run
+
+        return run(out, console=console)
+
+    _run(verb, as_json=as_json)
+
+
+@app.command()
+def prepare(
+    run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False, offline: Offline = False
+) -> None:
+    """Turn records into documents and account for every one."""
+
+    def verb(console: "Console") -> dict[str, Any]:
+        config = _load(run_file, overrides)
+        from finetooth.prepare import prepare as run
+
+        return run(config, console=console)
+
+    _run(verb, as_json=as_json)
+
+
+@app.command()
+def train(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        Resume,
+        typer.Option(
+            metavar="[auto]",
+            show_default=False,
+            help="Go on with the run in output_dir; auto starts it if there is none.",
+        ),
+    ] = Resume.NEVER,
+    overfit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Train and test on the first N records only.")
+    ] = None,
+    as_json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Train the policy."""
+
+    def verb(console: "Console") -> dict[str, Any]:
+        config = _load(run_file, overrides)
+        from finetooth.train import train as run
+
+        return run(config, resume=resume.value, overfit=overfit, console=console)
+
+    _run(verb, as_json=as_json)
+
+
+@app.command(name="eval")
+def evaluate(
+    target: Target,
+    overrides: Overrides = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="RUN.yaml", help="Settings; by default those of the run.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Answer only N of the dev records.")
+    ] = None,
+    as_json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Measure losses, perplexity and answers."""
+
+    def verb(console: "Console") -> dict[str, Any]:
+        settings = _load_for(target, config, overrides)
+        from finetooth.evaluate import evaluate as run
+
+        return run(target, settings, limit=limit, console=console)
+
+    _run(verb, as_json=as_json)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="Run directory or model folder.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Run directory or model folder.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="A prompt; may be given several times.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A text file with one prompt per line.")
+    ] = None,
+    max_new_tokens: MaxNewTokens = 256,
+    as_json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Answer the same prompts with two models, side by side."""
+
+    def verb(console: "Console") -> dict[str, Any]:
+        texts = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
+        if not texts:
+            raise ConfigError(problem("command line", "no prompt", "give --prompt TEXT or --prompts FILE"))
+        from finetooth.compare import compare as run
+
+        return run(first, second, prompts=texts, max_new_tokens=max_new_tokens, console=console)
+
+    _run(verb, as_json=as_json)
+
+
+@app.command()
+def chat(
+    target: Target,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System text.")] = None,
+    max_new_tokens: MaxNewTokens = 256,
+    offline: Offline = False,
+) -> None:
+    """Talk to a policy, with the template of its training."""
+
+    def verb(console: "Console") -> None:
+        from finetooth.chat import chat as run
+
+        run(target, system=system, max_new_tokens=max_new_tokens, console=console)
+
+    _run(verb, as_json=False)
+
+
+def _load(run_file: Path, overrides: list[str] | None) -> "SFTConfig":
+    from finetooth.config.load import load_config
+
+    return load_config(run_file, overrides or [])
+
+
+def _load_for(target: str, config: Path | None, overrides: list[str] | None) -> "SFTConfig | None":
+    """The settings that `eval` was given; None leaves it to those the run was trained with."""
+    if config is None and not overrides:
+        return None
+    return _load(config or Path(target) / "config.yaml", overrides)
+
+
+def _read_prompts(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise ConfigError(problem(path, f"cannot be read: {reason}", "name a text file")) from None
+
+
+def _run(verb: Callable[["Console"], dict[str, Any] | None], *, as_json: bool) -> None:
+    """Calls a verb; with `as_json` only the result reaches standard output, whatever libraries print."""
+    from rich.console import Console
+
+    quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    try:
+        with quiet:
+            result = verb(Console(stderr=as_json))
+    except FinetoothError as error:
+        _fail(error, as_json=as_json)
+    except KeyboardInterrupt:
+        _fail(Stopped("interrupted", exit_code=130), as_json=as_json)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        first_line = (str(error).splitlines() or ["no memory left"])[0]
+        remedy = "lower training.row_tokens or training.rows_at_once"
+        _fail(DeviceMemoryError(problem("memory", first_line, remedy)), as_json=as_json)
+    else:
+        if as_json:
+            print(json.dumps(result))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; torch tells by its own class on CUDA and by a sentence elsewhere."""
+    sentences = ("DefaultCPUAllocator: ", "MPS backend out of memory")
+    is_torch_class = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError) or is_torch_class or any(text in str(error) for text in sentences)
+
+
+def _fail(error: FinetoothError, *, as_json: bool) -> None:
+    text = str(FinetoothError([_make_visible(line) for line in error.problems]))
+    is_coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    print(f"\x1b[31m{text}\x1b[0m" if is_coloured else text, file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": error.problems, "exit_code": error.exit_code}))
+    raise typer.Exit(error.exit_code)
+
+
+def _make_visible(text: str) -> str:
+    """Writes control characters, which could drive a terminal, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
