@@ -61,7 +61,7 @@ def test_a_json_file_that_is_no_list_is_read_by_lines(tmp_path: Path):
         ('"text"', "a text instead of an object"),
         ("12", "a number instead of an object"),
         ("1.5", "a number instead of an object"),
-        ("true", "true or false instead of an object"),
+        ("true", "true instead of an object"),
         ("null", "null instead of an object"),
         ('{"a": NaN}', "NaN is not JSON"),
         ('{"a": -Infinity}', "-Infinity is not JSON"),

@@ -74,8 +74,19 @@ def parse_object(text: str) -> dict[str, Any]:
     if _SURROGATE_ESCAPE.search(text):
         _require_whole_characters(value)
     if not isinstance(value, dict):
-        raise NotARecordError(f"{_kind(value)} instead of an object")
+        raise NotARecordError(f"{kind_of(value)} instead of an object")
     return cast(dict[str, Any], value)
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is, in a word for messages."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, str):
+        return "a text"
+    if isinstance(value, int | float):
+        return "a number"
+    return "a list" if isinstance(value, list) else "an object"
 
 
 def _require_readable(path: str | Path) -> bool:
@@ -231,16 +242,6 @@ def _require_whole_characters(value: object) -> None:
         raise NotARecordError(
             "half of a surrogate pair (\\ud800 to \\udfff) stands alone in a text"
         ) from None
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, list):
-        return "a list"
-    if isinstance(value, str):
-        return "a text"
-    return "null" if value is None else "a number"
 
 
 def _object_with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
