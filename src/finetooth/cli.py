@@ -1,6 +1,6 @@
 """The command line: parses, calls one verb, prints its result, turns failures into sentences and exit codes.
 
-Nothing heavy is imported before a command runs, so `finetooth --help` is quick, and settings are read before a
+Nothing heavy is imported before a command runs, so `finetooth --help` is quick; settings are read before a
 verb is imported, so a mistake in them is told at once.
 """
 
