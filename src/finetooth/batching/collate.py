@@ -5,21 +5,12 @@ Shapes: B rows, T tokens in a row, N targets, S documents (stretches of padding 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from finetooth.batching.packing import Row
-from finetooth.data.records import Document
-
-
-class Documents(Protocol):
-    """Where documents are read from: a store, or anything that numbers documents."""
-
-    def document(self, number: int, /) -> Document:
-        """The document with this number."""
-        ...
+from finetooth.data.records import DocumentSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +72,7 @@ class Batch:
         )
 
 
-def collate(rows: Sequence[Row], documents: Documents, *, row_multiple: int = 1) -> Batch:
+def collate(rows: Sequence[Row], documents: DocumentSource, *, row_multiple: int = 1) -> Batch:
     """Lays the rows' documents end to end and finds every target.
 
     rows: document numbers per row, empty rows allowed; documents: where they are read from;

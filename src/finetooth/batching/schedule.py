@@ -29,6 +29,7 @@ class Step:
     documents: np.ndarray
     total_loss_weight: float
     num_tokens: int
+    num_targets: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +38,14 @@ class Schedule:
 
     lengths:            int64 [S], tokens per document
     loss_weight_totals: float64 [S], the sum of each document's loss weights
+    num_targets:        int64 [S], targets per document
     num_epochs:         passes over the documents; the last one may be a part
     max_steps:          takes the place of num_epochs where given
     global_batch_size:  documents per step over all devices
     global_batch_tokens: takes its place where given: about so many tokens per step
 
-    >>> schedule = Schedule(np.array([3, 5, 4]), np.array([1.0, 2.0, 2.0]), seed=42, num_epochs=2, global_batch_size=2)
+    >>> lengths, num_targets = np.array([3, 5, 4]), np.array([1, 2, 2])
+    >>> schedule = Schedule(lengths, num_targets * 1.0, num_targets, seed=42, num_epochs=2, global_batch_size=2)
     >>> schedule.num_steps, schedule.steps_per_epoch
     (4, 2)
     >>> [step.documents.tolist() for step in schedule.steps()]
@@ -51,6 +54,7 @@ class Schedule:
 
     lengths: np.ndarray
     loss_weight_totals: np.ndarray
+    num_targets: np.ndarray
     seed: int
     num_epochs: float = 1
     max_steps: int | None = None
@@ -102,6 +106,7 @@ class Schedule:
             documents=documents,
             total_loss_weight=float(self.loss_weight_totals[documents].sum()),
             num_tokens=int(self.lengths[documents].sum()),
+            num_targets=int(self.num_targets[documents].sum()),
         )
 
     def steps(self, first: int = 1) -> Iterator[Step]:
@@ -118,6 +123,7 @@ class Schedule:
         return {
             "num_documents": self.num_documents,
             "num_tokens": int(self.lengths.sum()),
+            "num_targets": int(self.num_targets.sum()),
             "total_loss_weight": float(self.loss_weight_totals.sum()),
             "longest_document": int(self.lengths.max()),
             "steps_per_epoch": self.steps_per_epoch,

@@ -1,7 +1,7 @@
-"""The values that travel through the data stages: Record, Message, Conversation, Document."""
+"""The values that travel through the data stages: Record, Message, Conversation, Document, DocumentSource."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -75,3 +75,31 @@ class Document:
     def num_targets(self) -> int:
         """How many tokens are trained."""
         return int(np.count_nonzero(self.loss_weights))
+
+
+class DocumentSource(Protocol):
+    """Numbered documents whose sizes are known beforehand: a store, a data set, or a part of one."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [S], tokens per document."""
+        ...
+
+    @property
+    def loss_weight_totals(self) -> np.ndarray:
+        """float64 [S], the sum of each document's loss weights."""
+        ...
+
+    @property
+    def num_targets(self) -> np.ndarray:
+        """int64 [S], targets per document."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the contents: token ids, loss weights and boundaries, in order."""
+        ...
+
+    def document(self, number: int, /) -> Document:
+        """The document with this number, counted from 0."""
+        ...

@@ -19,6 +19,7 @@ from finetooth.base.hub import local_folder
 from finetooth.batching.collate import collate
 from finetooth.config.schema import ModelConfig
 from finetooth.data.records import Document, Origin
+from finetooth.data.tokenizer import Tokenizer
 from finetooth.model.policy import PolicyModel
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
@@ -53,7 +54,7 @@ def prove_isolation(policy: PolicyModel, *, devices: DeviceManager, place: str =
     must equal those of transformers' own computation, document by document: to 1e-4 in fp32, to 5e-2
     in bf16 and fp16 (‖a − b‖/‖b‖).
     """
-    documents = _random_documents(policy.vocab_size)
+    documents = _RandomDocuments(policy.vocab_size)
     batch = collate([(0, 1, 2)], documents, row_multiple=8).to(devices.device)
     was_training = policy.training
     policy.eval()
@@ -75,6 +76,20 @@ def prove_isolation(policy: PolicyModel, *, devices: DeviceManager, place: str =
             kind = type(policy.model).__name__
             fact = f"{kind}: {what} (by {difference:.1e}, allowed {tolerance:.0e})"
             raise ConfigError(problem(place, fact, "use an architecture with plain causal attention"))
+
+
+def refuse_misfits(policy: PolicyModel, tokenizer: Tokenizer, *, longest_document: int) -> None:
+    """Raises ConfigError where the policy has no embedding for a token, or no position for a document's end."""
+    problems: list[str] = []
+    if tokenizer.largest_id >= policy.vocab_size:
+        fact = f"the tokenizer's largest id is {tokenizer.largest_id}, the embedding has {policy.vocab_size} rows"
+        problems.append(problem("model.tokenizer", fact, "use the tokenizer that belongs to the model"))
+    positions = getattr(policy.model.config, "max_position_embeddings", longest_document)
+    if longest_document > positions:
+        fact = f"the longest document has {longest_document} tokens, the model {positions} positions"
+        problems.append(problem("data.max_length", fact, f"write {positions} or less"))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _load(name: str, place: str) -> PreTrainedModel:
@@ -158,25 +173,27 @@ def _refuse_what_is_not_computed(model: PreTrainedModel, place: str) -> None:
         raise ConfigError(problem(place, f"{kind}: {' and '.join(facts)}", "use another architecture"))
 
 
-class _Documents:
-    """Three short documents in memory."""
+class _RandomDocuments:
+    """Three short documents of random tokens, all of them targets."""
 
-    def __init__(self, documents: list[Document]):
-        self.documents = documents
+    def __init__(self, vocab_size: int):
+        draws = np.random.default_rng(0)
+        self.lengths = np.array([7, 12, 4])
+        self.num_targets = self.lengths - 1
+        self.loss_weight_totals = self.num_targets.astype(np.float64)
+        self.fingerprint = f"random {vocab_size}"
+        self.documents = [
+            Document(
+                token_ids=draws.integers(0, vocab_size, length, dtype=np.int32),
+                loss_weights=(np.arange(length) > 0).astype(np.float32),
+                prompt_length=1,
+                origin=Origin("random", number),
+            )
+            for number, length in enumerate(self.lengths)
+        ]
 
     def document(self, number: int, /) -> Document:
         return self.documents[number]
-
-
-def _random_documents(vocab_size: int) -> _Documents:
-    draws = np.random.default_rng(0)
-    documents: list[Document] = []
-    for length in (7, 12, 4):
-        loss_weights = np.ones(length, dtype=np.float32)
-        loss_weights[0] = 0
-        token_ids = draws.integers(0, vocab_size, length, dtype=np.int32)
-        documents.append(Document(token_ids, loss_weights, prompt_length=1, origin=Origin("random", length)))
-    return _Documents(documents)
 
 
 def _alone(policy: PolicyModel, document: Document) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,102 @@
+"""The verb `eval`: losses, perplexities and answers of a run's policy or of any model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from finetooth.base.devices import DeviceManager
+from finetooth.base.errors import ConfigError, problem
+from finetooth.base.files import write_atomically
+from finetooth.config.load import load_config
+from finetooth.config.schema import ModelConfig, SFTConfig
+from finetooth.data.preparation import PreparedData, prepare_data
+from finetooth.evaluation.dev_loss import measure_loss
+from finetooth.evaluation.exact_match import Answered, answer_documents, share
+from finetooth.evaluation.speaker import model_folder
+from finetooth.model.load import load_policy, refuse_misfits
+from finetooth.model.policy import PolicyModel
+from finetooth.training.trainer import layout_of, sample_documents
+
+
+def evaluate(
+    target: str, config: SFTConfig | None = None, *, limit: int | None = None, console: Console | None = None
+) -> dict[str, Any]:
+    """Measures a policy on a run's records; returns the figures and prints them.
+
+    target: a run directory or a model folder; config: default the run's own; limit: answer only so
+    many of the dev records. Every answer goes to `samples/eval.jsonl` of a run directory.
+    """
+    console = console or Console(quiet=True)
+    config = config or _own_config(target)
+    devices = DeviceManager(config.training.device, config.training.precision)
+    prepared = prepare_data(config, console=console)
+    policy = load_policy(ModelConfig(path=model_folder(target)), devices=devices)
+    refuse_misfits(policy, prepared.tokenizer, longest_document=int(prepared.train.lengths.max()))
+    figures: dict[str, Any] = {"target": target, **_losses(policy, prepared, config, devices)}
+    if config.evaluation.exact_match is not None and prepared.dev is not None:
+        answered = _answers(policy, prepared, config, devices, limit, console)
+        figures |= {"exact_match": share(answered, "exact_match"), "stop_rate": share(answered, "stopped")}
+        figures["num_answers"] = len(answered)
+        if (Path(target) / "config.yaml").is_file():
+            lines = "".join(json.dumps(answer.as_line()) + "\n" for answer in answered)
+            write_atomically(Path(target) / "samples" / "eval.jsonl", lines.encode())
+    console.print(_table(figures))
+    return figures
+
+
+def _own_config(target: str) -> SFTConfig:
+    path = Path(target) / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(problem("command line", f"{target} is no run directory", "add --config RUN.yaml"))
+    return load_config(path)
+
+
+def _losses(
+    policy: PolicyModel, prepared: PreparedData, config: SFTConfig, devices: DeviceManager
+) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for name, documents, most in (
+        ("train", prepared.train, config.evaluation.train_documents),
+        ("dev", prepared.dev, None),
+    ):
+        if documents is not None:
+            numbers = sample_documents(documents, most, seed=config.training.seed)
+            measured = measure_loss(policy, documents, numbers=numbers, layout=layout_of(config), devices=devices)
+            figures |= {f"{name}_loss": measured.loss, f"{name}_perplexity": measured.perplexity}
+    return figures
+
+
+def _answers(
+    policy: PolicyModel,
+    prepared: PreparedData,
+    config: SFTConfig,
+    devices: DeviceManager,
+    limit: int | None,
+    console: Console,
+) -> list[Answered]:
+    assert prepared.dev is not None
+    assert config.evaluation.exact_match is not None
+    numbers = sample_documents(prepared.dev, limit, seed=config.training.seed).tolist()
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("answering", total=len(numbers))
+        return answer_documents(
+            policy,
+            prepared.dev,
+            numbers=numbers,
+            template=prepared.template,
+            extractor=config.evaluation.exact_match,
+            max_new_tokens=config.evaluation.max_new_tokens,
+            devices=devices,
+            on_progress=lambda num_answered: progress.advance(task, num_answered),
+        )
+
+
+def _table(figures: dict[str, Any]) -> Table:
+    table = Table(show_header=False)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    return table

@@ -1,0 +1,56 @@
+"""Loss and perplexity of documents: one sum over all their targets, divided once."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from finetooth.base.devices import DeviceManager
+from finetooth.batching.collate import collate
+from finetooth.batching.packing import Layout, forward_passes, lay_out
+from finetooth.data.records import DocumentSource
+from finetooth.model.policy import PolicyModel
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredLoss:
+    """A loss weighted by the documents' loss weights: the same for every layout."""
+
+    loss: float
+    total_loss_weight: float
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite where that exceeds a float."""
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
+
+
+@torch.no_grad()
+def measure_loss(
+    policy: PolicyModel,
+    documents: DocumentSource,
+    *,
+    numbers: Sequence[int] | np.ndarray,
+    layout: Layout,
+    devices: DeviceManager,
+) -> MeasuredLoss:
+    """The mean cross-entropy over the targets of the documents with these numbers.
+
+    layout: changes speed only. The policy is left in the mode (train or eval) it was in.
+    """
+    numbers = np.asarray(numbers, dtype=np.int64)
+    (rows,) = lay_out(numbers, documents.lengths[numbers], layout=layout)
+    was_training = policy.training
+    policy.eval()
+    loss_sum = 0.0
+    for row_group in forward_passes(rows, layout.rows_at_once):
+        with devices.autocast():
+            loss_sum += float(policy(collate(row_group, documents).to(devices.device)))
+    policy.train(was_training)
+    total_loss_weight = float(documents.loss_weight_totals[numbers].sum())
+    return MeasuredLoss(loss_sum / total_loss_weight, total_loss_weight)

@@ -1,0 +1,90 @@
+"""Batched greedy generation that ends at the stop tokens."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig
+
+from finetooth.base.devices import DeviceManager
+from finetooth.model.policy import PolicyModel
+
+ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What the policy wrote after a prompt: its token ids without the stop token, and whether it stopped by itself."""
+
+    token_ids: tuple[int, ...]
+    stopped: bool
+
+
+def generate(
+    policy: PolicyModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_token_ids: Sequence[int],
+    devices: DeviceManager,
+    on_progress: Callable[[int], object] | None = None,
+) -> list[Generation]:
+    """Continues every prompt greedily until a stop token or `max_new_tokens`; in the order given.
+
+    prompts: token ids, none empty. Prompts of similar length are answered together, padded on the left.
+    on_progress: called with the number of prompts answered since the last call.
+    """
+    assert all(len(prompt) for prompt in prompts), "a prompt needs at least one token"
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]), reverse=True)
+    answers: dict[int, Generation] = {}
+    was_training = policy.training
+    policy.eval()
+    for start in range(0, len(order), ROWS_AT_ONCE):
+        numbers = order[start : start + ROWS_AT_ONCE]
+        rows = [prompts[number] for number in numbers]
+        answers.update(zip(numbers, _generate_rows(policy, rows, max_new_tokens, stop_token_ids, devices), strict=True))
+        if on_progress is not None:
+            on_progress(len(numbers))
+    policy.train(was_training)
+    return [answers[number] for number in range(len(prompts))]
+
+
+def _generate_rows(
+    policy: PolicyModel,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop_token_ids: Sequence[int],
+    devices: DeviceManager,
+) -> list[Generation]:
+    longest = max(map(len, rows))
+    pad = stop_token_ids[0]
+    input_ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=devices.device)
+    attention_mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=devices.device)
+    room = getattr(policy.model.config, "max_position_embeddings", longest + max_new_tokens) - longest
+    if room <= 0:
+        return [Generation((), stopped=False)] * len(rows)
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=min(max_new_tokens, room), eos_token_id=list(stop_token_ids), pad_token_id=pad
+    )
+    with devices.autocast(), _only(settings, policy):
+        written = policy.generate(input_ids, attention_mask=attention_mask)
+    return [_until_stop(row, set(stop_token_ids)) for row in written[:, longest:].tolist()]
+
+
+@contextlib.contextmanager
+def _only(settings: GenerationConfig, policy: PolicyModel) -> Iterator[None]:
+    """Generation follows these settings alone; transformers would fill gaps from those the model came with."""
+    own = policy.model.generation_config
+    policy.model.generation_config = settings
+    try:
+        yield
+    finally:
+        policy.model.generation_config = own
+
+
+def _until_stop(token_ids: list[int], stop_token_ids: set[int]) -> Generation:
+    for place, token_id in enumerate(token_ids):
+        if token_id in stop_token_ids:
+            return Generation(tuple(token_ids[:place]), stopped=True)
+    return Generation(tuple(token_ids), stopped=False)

@@ -1,0 +1,72 @@
+"""A policy that can be talked to: parameters, tokenizer and template from a run directory or a model folder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetooth.base.devices import DeviceManager
+from finetooth.base.errors import ConfigError, problem
+from finetooth.config.schema import ModelConfig
+from finetooth.data.records import Message
+from finetooth.data.templates import Template, encode_prompt, resolve_template
+from finetooth.data.tokenizer import load_tokenizer
+from finetooth.evaluation.generation import generate
+from finetooth.model.load import load_policy
+from finetooth.model.policy import PolicyModel
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a policy wrote, and whether it stopped by itself."""
+
+    text: str
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """Answers conversations greedily, rendered as in training."""
+
+    policy: PolicyModel
+    template: Template
+    devices: DeviceManager
+
+    def reply(self, conversations: Sequence[Sequence[Message]], *, max_new_tokens: int) -> list[Reply]:
+        """One answer per conversation; each ends with a user message."""
+        generations = generate(
+            self.policy,
+            [encode_prompt(self.template, messages) for messages in conversations],
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=self.template.stop_token_ids,
+            devices=self.devices,
+        )
+        decode = self.template.tokenizer.decode
+        return [Reply(decode(list(one.token_ids)), one.stopped) for one in generations]
+
+
+def model_folder(target: str) -> str:
+    """The folder of a run's policy, or the target itself where it is no run directory.
+
+    Raises ConfigError for a run that has not finished.
+    """
+    path = Path(target)
+    if not (path / "config.yaml").is_file():
+        return target
+    if not (path / "final").is_dir():
+        fact = f"{path} has no final/"
+        raise ConfigError(problem("command line", fact, "finish the run with train --resume, or name a checkpoint"))
+    return str(path / "final")
+
+
+def open_speaker(target: str, *, devices: DeviceManager | None = None) -> Speaker:
+    """Loads a run's policy or a base model.
+
+    The template is the folder's own, which for a run is that of its training; a folder without one
+    continues the bare prompt.
+    """
+    devices = devices or DeviceManager()
+    folder = model_folder(target)
+    tokenizer = load_tokenizer(folder, place="command line")
+    name = "auto" if tokenizer.chat_template is not None else "concat"
+    template = resolve_template(name, tokenizer)
+    return Speaker(load_policy(ModelConfig(path=folder), devices=devices), template, devices)

@@ -1,0 +1,39 @@
+"""metrics.jsonl: one JSON object per line, the truth about a run.
+
+    {"step": 3, "epoch": 0.06, "loss": 2.31, "learning_rate": 2e-05, "grad_norm": 0.8, "num_documents": 8,
+     "num_targets": 412, "num_tokens": 1630, "seconds": 0.41, "peak_memory_mb": 812.5}
+    {"step": 200, "train_loss": 1.1, "train_perplexity": 3.0, "dev_loss": 1.2, "dev_perplexity": 3.3}
+
+`step` counts finished updates from 1; `epoch` is how often the documents have been passed so far.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from finetooth.base.files import write_atomically
+
+
+class MetricsLog:
+    """Appends lines to metrics.jsonl; a line reaches the file before `append` returns."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Writes one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Every complete line; one that was cut off while being written is left out."""
+        if not self.path.exists():
+            return []
+        text = self.path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.split("\n")[:-1]]
+
+    def forget_after(self, step: int) -> None:
+        """Removes the lines of later steps, which a resumed run will do again."""
+        kept = [line for line in self.lines() if line["step"] <= step]
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())

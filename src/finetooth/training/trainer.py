@@ -1,0 +1,303 @@
+"""SFTTrainer: executes a schedule step by step, evaluates and saves on the way."""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from finetooth.base.devices import DeviceManager
+from finetooth.base.errors import ConfigError, NonFiniteError, problem
+from finetooth.base.files import write_atomically
+from finetooth.batching.collate import collate
+from finetooth.batching.order import epoch_order
+from finetooth.batching.packing import Layout, forward_passes
+from finetooth.batching.schedule import Schedule, Step
+from finetooth.config.schema import SFTConfig
+from finetooth.data.records import DocumentSource
+from finetooth.data.templates import Template
+from finetooth.evaluation.answers import Extractor
+from finetooth.evaluation.dev_loss import measure_loss
+from finetooth.evaluation.exact_match import answer_documents, share
+from finetooth.model.policy import PolicyModel
+from finetooth.training.checkpoint import Checkpoint, CheckpointManager, TrainingState, restore_optimizer
+from finetooth.training.guards import StopRequest, blame_documents
+from finetooth.training.metrics import MetricsLog
+from finetooth.training.optimizer import create_optimizer, lr_at, num_warmup_steps
+from finetooth.training.progress import ProgressView
+from finetooth.training.step import StepResult, train_step
+
+# An epoch no run reaches: its order picks the fixed samples that evaluations look at.
+SAMPLE_EPOCH = 1 << 40
+# Few row lengths let CUDA reuse its plans; on a CPU every padded token is lost time.
+ROW_LENGTHS_ON_CUDA = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a run gives: the trained policy, every line of metrics.jsonl, and where it ended.
+
+    stopped: the exit code of the signal that stopped the run early, else None.
+    """
+
+    policy: PolicyModel
+    history: list[dict[str, Any]]
+    last_step: int
+    stopped: int | None
+
+
+class SFTTrainer:
+    """Trains a policy on documents as the config says.
+
+    config:   where to write (`output_dir`: metrics.jsonl, checkpoints/, samples/) and every setting.
+    policy:   the model, on the devices' device.
+    template: renders and ends turns; gives the stop tokens for answers at evaluations.
+    train:    the documents; dev: those for dev_loss and exact match.
+    devices:  default: as the config says. console: where progress is shown.
+    """
+
+    def __init__(
+        self,
+        config: SFTConfig,
+        *,
+        policy: PolicyModel,
+        template: Template,
+        train: DocumentSource,
+        dev: DocumentSource | None = None,
+        devices: DeviceManager | None = None,
+        console: Console | None = None,
+    ):
+        self.config = config
+        self.policy = policy
+        self.template = template
+        self.train_documents = train
+        self.dev_documents = dev
+        self.devices = devices or DeviceManager(config.training.device, config.training.precision)
+        self.console = console or Console(quiet=True)
+        self.layout = layout_of(config)
+        self.schedule = schedule_of(config, train)
+        self.warmup_steps = num_warmup_steps(config.training.warmup_steps, self.schedule.num_steps)
+        if self.warmup_steps >= self.schedule.num_steps > 1:
+            fact = f"{self.warmup_steps} steps of warm-up in a run of {self.schedule.num_steps} steps"
+            raise ConfigError(problem("training.warmup_steps", fact, "write fewer, or a share such as 0.03"))
+        output = Path(config.output_dir)
+        self.metrics = MetricsLog(output / "metrics.jsonl")
+        self.checkpoints = CheckpointManager(output / "checkpoints", keep=config.checkpoints.keep)
+        self.samples = output / "samples"
+        self.optimizer = create_optimizer(
+            policy,
+            learning_rate=config.training.learning_rate,
+            weight_decay=config.training.weight_decay,
+            betas=(config.training.adam_beta1, config.training.adam_beta2),
+            epsilon=config.training.adam_epsilon,
+        )
+        self.scaler = self.devices.gradient_scaler()
+        self.state = TrainingState(next_step=1, identity=self.identity())
+
+    def train(self, *, resume_from: Checkpoint | None = None) -> TrainResult:
+        """Trains from the first step, or from where the checkpoint ends; returns the policy and the history.
+
+        resume_from: the policy must hold this checkpoint's parameters (`load_policy` of its folder).
+        Raises ConfigError where the checkpoint is of another run, NonFiniteError where a loss or
+        gradient is not finite. SIGTERM, SIGUSR1 and SIGINT end the run after the step, saved.
+        """
+        if resume_from is not None:
+            self._take_up(resume_from)
+        first, last = self.state.next_step, self.schedule.num_steps
+        self.metrics.forget_after(first - 1)
+        self.policy.train()
+        view = ProgressView(self.console, first_step=first, num_steps=last)
+        with StopRequest().listening() as stop, view:
+            if first == 1:
+                self._evaluate(0, view)
+            for step in self.schedule.steps(first):
+                self._update(step, view)
+                is_end = step.number == last or stop.signal is not None
+                if step.number == last or _is_due(step.number, self.config.evaluation.every):
+                    self._evaluate(step.number, view)
+                is_best = self.state.best_step == step.number
+                if is_end or is_best or _is_due(step.number, self.config.checkpoints.every):
+                    self._save(step.number)
+                if is_end:
+                    break
+        last_step = self.state.next_step - 1
+        stopped = stop.exit_code if stop.signal is not None and last_step < last else None
+        return TrainResult(self.policy, self.metrics.lines(), last_step, stopped)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the trajectory; layout, logging and saving do not."""
+        training = self.config.training
+        settings = (
+            *("seed", "global_batch_size", "global_batch_tokens", "learning_rate", "min_learning_rate"),
+            *("lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+        )
+        return {
+            "training documents": self.train_documents.fingerprint,
+            "number of steps": self.schedule.num_steps,
+            "steps of warm-up": self.warmup_steps,
+            "precision": self.devices.precision,
+            **{f"training.{name}": getattr(training, name) for name in settings},
+        }
+
+    def _take_up(self, checkpoint: Checkpoint) -> None:
+        saved, here = checkpoint.state.identity, self.identity()
+        problems = [
+            problem(name, f"{here.get(name)} here, {saved.get(name)} in {checkpoint.folder}", "undo the change")
+            for name in {**saved, **here}
+            if saved.get(name) != here.get(name)
+        ]
+        if problems:
+            raise ConfigError([*problems, "a run with other settings starts anew, in another output_dir"])
+        restore_optimizer(checkpoint, policy=self.policy, optimizer=self.optimizer)
+        self.scaler.load_state_dict(checkpoint.state.scaler)
+        self.state = checkpoint.state
+
+    def _update(self, step: Step, view: ProgressView) -> None:
+        started = time.perf_counter()
+        learning_rate = self._learning_rate(step.number)
+        result = self._train_step(step, learning_rate)
+        seconds = time.perf_counter() - started
+        self.state = replace(self.state, next_step=step.number + 1)
+        view.step(
+            step.number, loss=result.loss, learning_rate=learning_rate, tokens_per_second=step.num_tokens / seconds
+        )
+        if step.number == self.schedule.num_steps or _is_due(step.number, self.config.logging.every):
+            self.metrics.append(
+                {
+                    "step": step.number,
+                    "epoch": round(step.number / self.schedule.steps_per_epoch, 4),
+                    "loss": result.loss,
+                    "learning_rate": learning_rate,
+                    "grad_norm": result.grad_norm,
+                    "num_documents": len(step.documents),
+                    "num_targets": step.num_targets,
+                    "num_tokens": step.num_tokens,
+                    "seconds": round(seconds, 4),
+                    "peak_memory_mb": round(self.devices.peak_memory_mb(), 1),
+                }
+            )
+
+    def _train_step(self, step: Step, learning_rate: float) -> StepResult:
+        rows = self.schedule.rows(step, layout=self.layout)
+        batches = (
+            collate(group, self.train_documents, row_multiple=self._row_multiple)
+            for group in forward_passes(rows, self.layout.rows_at_once)
+        )
+        try:
+            return train_step(
+                self.policy,
+                list(batches),
+                total_loss_weight=step.total_loss_weight,
+                learning_rate=learning_rate,
+                optimizer=self.optimizer,
+                scaler=self.scaler,
+                devices=self.devices,
+                max_grad_norm=self.config.training.max_grad_norm,
+                place=f"step {step.number}",
+            )
+        except NonFiniteError as error:
+            culprits = blame_documents(
+                self.policy, self.train_documents, numbers=step.documents.tolist(), devices=self.devices
+            )
+            raise NonFiniteError([*error.problems, culprits]) from None
+
+    def _learning_rate(self, step: int) -> float:
+        training = self.config.training
+        return lr_at(
+            step,
+            num_steps=self.schedule.num_steps,
+            learning_rate=training.learning_rate,
+            min_learning_rate=training.min_learning_rate,
+            warmup_steps=self.warmup_steps,
+            lr_scheduler_type=training.lr_scheduler_type,
+        )
+
+    @property
+    def _row_multiple(self) -> int:
+        if self.devices.device.type != "cuda" or not self.layout.packing:
+            return 1
+        return -(-self.layout.row_tokens // ROW_LENGTHS_ON_CUDA)
+
+    def _evaluate(self, step: int, view: ProgressView) -> None:
+        line: dict[str, Any] = {"step": step}
+        settings = self.config.evaluation
+        for name, documents, limit in (
+            ("train", self.train_documents, settings.train_documents),
+            ("dev", self.dev_documents, None),
+        ):
+            if documents is not None:
+                numbers = sample_documents(documents, limit, seed=self.config.training.seed)
+                measured = measure_loss(
+                    self.policy, documents, numbers=numbers, layout=self.layout, devices=self.devices
+                )
+                line |= {f"{name}_loss": measured.loss, f"{name}_perplexity": measured.perplexity}
+        if settings.exact_match is not None and self.dev_documents is not None:
+            line |= self._answer(step, self.dev_documents, settings.exact_match)
+        self.metrics.append(line)
+        self._note_best(step, line.get("dev_loss"))
+        view.note("  ".join(f"{name} {_shown(value)}" for name, value in line.items()))
+
+    def _answer(self, step: int, documents: DocumentSource, extractor: Extractor) -> dict[str, float]:
+        settings = self.config.evaluation
+        numbers = sample_documents(documents, settings.exact_match_records, seed=self.config.training.seed)
+        answered = answer_documents(
+            self.policy,
+            documents,
+            numbers=numbers.tolist(),
+            template=self.template,
+            extractor=extractor,
+            max_new_tokens=settings.max_new_tokens,
+            devices=self.devices,
+        )
+        lines = "".join(json.dumps(answer.as_line()) + "\n" for answer in answered)
+        write_atomically(self.samples / f"step-{step:06d}.jsonl", lines.encode())
+        return {"exact_match": share(answered, "exact_match"), "stop_rate": share(answered, "stopped")}
+
+    def _note_best(self, step: int, dev_loss: float | None) -> None:
+        best = self.state.best_dev_loss
+        if dev_loss is not None and step > 0 and (best is None or dev_loss < best):
+            self.state = replace(self.state, best_step=step, best_dev_loss=dev_loss)
+
+    def _save(self, step: int) -> None:
+        state = replace(self.state, scaler=self.scaler.state_dict())
+        self.checkpoints.save(state, policy=self.policy, optimizer=self.optimizer)
+
+
+def layout_of(config: SFTConfig) -> Layout:
+    """How the config lays documents out; `packing: auto` packs, as every policy was proved to keep them apart."""
+    training = config.training
+    return Layout(
+        packing=training.packing is not False, row_tokens=training.row_tokens, rows_at_once=training.rows_at_once
+    )
+
+
+def schedule_of(config: SFTConfig, documents: DocumentSource) -> Schedule:
+    """Which of the documents the config trains in which step."""
+    training = config.training
+    return Schedule(
+        documents.lengths,
+        documents.loss_weight_totals,
+        documents.num_targets,
+        seed=training.seed,
+        num_epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+        global_batch_size=training.global_batch_size,
+        global_batch_tokens=training.global_batch_tokens,
+        source_fingerprint=documents.fingerprint,
+    )
+
+
+def sample_documents(documents: DocumentSource, limit: int | None, *, seed: int) -> np.ndarray:
+    """The documents that every evaluation looks at: all, or a fixed sample of `limit`; int64."""
+    return epoch_order(len(documents.lengths), seed=seed, epoch=SAMPLE_EPOCH)[:limit]
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
