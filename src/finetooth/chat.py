@@ -6,7 +6,9 @@ from finetooth.data.records import Message
 from finetooth.evaluation.speaker import open_speaker
 
 
-def chat(target: str, *, system: str | None = None, max_new_tokens: int = 256, console: Console | None = None) -> None:
+def chat(
+    target: str, *, system: str | None = None, max_new_tokens: int = 256, console: Console | None = None
+) -> None:
     """Reads a line, answers it, and goes on until end of input; `/reset` forgets the conversation.
 
     target: a run directory or a model folder. Without a chat template every line stands alone.

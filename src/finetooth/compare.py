@@ -19,7 +19,9 @@ def compare(
     """
     console = console or Console(quiet=True)
     conversations = [[Message("user", prompt)] for prompt in prompts]
-    answers = [open_speaker(target).reply(conversations, max_new_tokens=max_new_tokens) for target in (first, second)]
+    answers = [
+        open_speaker(target).reply(conversations, max_new_tokens=max_new_tokens) for target in (first, second)
+    ]
     table = Table("prompt", first, second, show_lines=True)
     for prompt, one, other in zip(prompts, *answers, strict=True):
         table.add_row(Text(prompt), _cell(one), _cell(other))

@@ -65,7 +65,9 @@ def _losses(
     ):
         if documents is not None:
             numbers = sample_documents(documents, most, seed=config.training.seed)
-            measured = measure_loss(policy, documents, numbers=numbers, layout=layout_of(config), devices=devices)
+            measured = measure_loss(
+                policy, documents, numbers=numbers, layout=layout_of(config), devices=devices
+            )
             figures |= {f"{name}_loss": measured.loss, f"{name}_perplexity": measured.perplexity}
     return figures
 

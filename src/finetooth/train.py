@@ -52,7 +52,9 @@ def train(
         console=console,
     )
     schedule = trainer.schedule.describe()
-    describe_run(output, config=config, devices=devices, schedule=schedule, ledger=prepared.folder / "ledger.jsonl")
+    describe_run(
+        output, config=config, devices=devices, schedule=schedule, ledger=prepared.folder / "ledger.jsonl"
+    )
     _announce(console, trainer, checkpoint)
     summary: dict[str, Any] = {"state": "failed", "output_dir": str(output)}
     try:
@@ -101,7 +103,9 @@ def _announce(console: Console, trainer: SFTTrainer, checkpoint: Checkpoint | No
     lines += [f"{schedule.num_steps} steps over {schedule.num_documents:,} documents"]
     if checkpoint is not None:
         done = checkpoint.state.next_step - 1
-        lines += [f"continues after step {done}" if done < schedule.num_steps else "this run was finished already"]
+        lines += [
+            f"continues after step {done}" if done < schedule.num_steps else "this run was finished already"
+        ]
     console.print("; ".join(lines), markup=False, highlight=False)
 
 
@@ -110,7 +114,15 @@ def _figures(
 ) -> dict[str, Any]:
     last = {name: value for line in result.history for name, value in line.items()}
     steps = [trainer.schedule.step(number) for number in range(1, result.last_step + 1)]
-    wanted = ("loss", "train_loss", "train_perplexity", "dev_loss", "dev_perplexity", "exact_match", "stop_rate")
+    wanted = (
+        "loss",
+        "train_loss",
+        "train_perplexity",
+        "dev_loss",
+        "dev_perplexity",
+        "exact_match",
+        "stop_rate",
+    )
     return {
         "state": state,
         "num_steps": result.last_step,

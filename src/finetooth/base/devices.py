@@ -74,7 +74,11 @@ def _choose_device(name: str) -> torch.device:
     if not available.get(kind, False):
         present = ", ".join(kind for kind, is_present in available.items() if is_present)
         raise ConfigError(
-            problem("training.device", f"{name} is not available here", f"this machine has: {present}; or write auto")
+            problem(
+                "training.device",
+                f"{name} is not available here",
+                f"this machine has: {present}; or write auto",
+            )
         )
     return torch.device(name)
 
@@ -85,5 +89,7 @@ def _choose_precision(device: torch.device, name: Precision | Literal["auto"]) -
             return "fp32"
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "mps" and name != "fp32":
-        raise ConfigError(problem("training.precision", f"{name} is not supported on mps", "write fp32 or auto"))
+        raise ConfigError(
+            problem("training.precision", f"{name} is not supported on mps", "write fp32 or auto")
+        )
     return name

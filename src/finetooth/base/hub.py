@@ -30,7 +30,9 @@ def local_folder(name: str, *, place: str, required: Sequence[str], patterns: Se
     if path.exists():
         raise ConfigError(problem(place, f"{name} is a file", "name a folder or a hub repository"))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ConfigError(problem(place, f"{name}: no such folder", "name an existing folder or a hub repository"))
+        raise ConfigError(
+            problem(place, f"{name}: no such folder", "name an existing folder or a hub repository")
+        )
     cached = _cached(name, patterns)
     if cached is not None and all(any(cached.glob(pattern)) for pattern in required):
         return cached
@@ -41,11 +43,20 @@ def local_folder(name: str, *, place: str, required: Sequence[str], patterns: Se
     except GatedRepoError:
         fact, remedy = "gated on the hub", "accept its terms on its page and set HF_TOKEN"
     except RepositoryNotFoundError:
-        fact, remedy = "neither a folder nor a repository on the hub", "check the name; private ones need HF_TOKEN"
+        fact, remedy = (
+            "neither a folder nor a repository on the hub",
+            "check the name; private ones need HF_TOKEN",
+        )
     except OfflineModeIsEnabled:
-        fact, remedy = "not in the local cache, and offline mode is on", "download it first, or unset HF_HUB_OFFLINE"
+        fact, remedy = (
+            "not in the local cache, and offline mode is on",
+            "download it first, or unset HF_HUB_OFFLINE",
+        )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
-        fact, remedy = "not in the local cache, and the hub cannot be reached", "check the network, or name a folder"
+        fact, remedy = (
+            "not in the local cache, and the hub cannot be reached",
+            "check the network, or name a folder",
+        )
     raise ConfigError(problem(place, f"{name}: {fact}", remedy))
 
 

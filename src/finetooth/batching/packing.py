@@ -26,7 +26,9 @@ class Layout:
     rows_at_once: int = 1
 
 
-def lay_out(documents: np.ndarray, lengths: np.ndarray, *, layout: Layout, world_size: int = 1) -> list[list[Row]]:
+def lay_out(
+    documents: np.ndarray, lengths: np.ndarray, *, layout: Layout, world_size: int = 1
+) -> list[list[Row]]:
     """Lays the documents of a step into rows and deals the rows to the ranks.
 
     documents: int64 [S], the documents of the step; lengths: int64 [S], their tokens.
@@ -37,13 +39,17 @@ def lay_out(documents: np.ndarray, lengths: np.ndarray, *, layout: Layout, world
     >>> lay_out(np.array([10, 11, 12, 13]), np.array([5, 3, 2, 6]), layout=layout)
     [[(13, 12), (10, 11)]]
     """
-    assert len(documents) == 0 or lengths.max() <= layout.row_tokens or not layout.packing, "a document exceeds a row"
+    assert len(documents) == 0 or lengths.max() <= layout.row_tokens or not layout.packing, (
+        "a document exceeds a row"
+    )
     order = np.lexsort((documents, -lengths))
     if layout.packing:
         rows = _pack(lengths[order], row_tokens=layout.row_tokens, world_size=world_size)
     else:
         rows = [[place] for place in range(len(order))]
-        rows += [[] for _ in range(-len(rows) % world_size)] or ([] if rows else [[] for _ in range(world_size)])
+        rows += [[] for _ in range(-len(rows) % world_size)] or (
+            [] if rows else [[] for _ in range(world_size)]
+        )
     sorted_documents, sorted_lengths = documents[order].tolist(), lengths[order]
     rows.sort(key=lambda row: (-int(sorted_lengths[row].sum()), row))
     return _deal([tuple(sorted_documents[place] for place in row) for row in rows], world_size)

@@ -45,7 +45,8 @@ class Schedule:
     global_batch_tokens: takes its place where given: about so many tokens per step
 
     >>> lengths, num_targets = np.array([3, 5, 4]), np.array([1, 2, 2])
-    >>> schedule = Schedule(lengths, num_targets * 1.0, num_targets, seed=42, num_epochs=2, global_batch_size=2)
+    >>> weights = num_targets.astype(float)
+    >>> schedule = Schedule(lengths, weights, num_targets, seed=42, num_epochs=2, global_batch_size=2)
     >>> schedule.num_steps, schedule.steps_per_epoch
     (4, 2)
     >>> [step.documents.tolist() for step in schedule.steps()]

@@ -15,7 +15,7 @@ ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What the policy wrote after a prompt: its token ids without the stop token, and whether it stopped by itself."""
+    """Token ids the policy wrote after a prompt, without the stop token; whether it stopped by itself."""
 
     token_ids: tuple[int, ...]
     stopped: bool
@@ -43,7 +43,9 @@ def generate(
     for start in range(0, len(order), ROWS_AT_ONCE):
         numbers = order[start : start + ROWS_AT_ONCE]
         rows = [prompts[number] for number in numbers]
-        answers.update(zip(numbers, _generate_rows(policy, rows, max_new_tokens, stop_token_ids, devices), strict=True))
+        answers.update(
+            zip(numbers, _generate_rows(policy, rows, max_new_tokens, stop_token_ids, devices), strict=True)
+        )
         if on_progress is not None:
             on_progress(len(numbers))
     policy.train(was_training)
@@ -59,13 +61,20 @@ def _generate_rows(
 ) -> list[Generation]:
     longest = max(map(len, rows))
     pad = stop_token_ids[0]
-    input_ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=devices.device)
-    attention_mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=devices.device)
+    input_ids = torch.tensor(
+        [[pad] * (longest - len(row)) + list(row) for row in rows], device=devices.device
+    )
+    attention_mask = torch.tensor(
+        [[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=devices.device
+    )
     room = getattr(policy.model.config, "max_position_embeddings", longest + max_new_tokens) - longest
     if room <= 0:
         return [Generation((), stopped=False)] * len(rows)
     settings = GenerationConfig(
-        do_sample=False, max_new_tokens=min(max_new_tokens, room), eos_token_id=list(stop_token_ids), pad_token_id=pad
+        do_sample=False,
+        max_new_tokens=min(max_new_tokens, room),
+        eos_token_id=list(stop_token_ids),
+        pad_token_id=pad,
     )
     with devices.autocast(), _only(settings, policy):
         written = policy.generate(input_ids, attention_mask=attention_mask)
@@ -74,7 +83,7 @@ def _generate_rows(
 
 @contextlib.contextmanager
 def _only(settings: GenerationConfig, policy: PolicyModel) -> Iterator[None]:
-    """Generation follows these settings alone; transformers would fill gaps from those the model came with."""
+    """Generation follows these settings alone; else transformers fills gaps from the model's own."""
     own = policy.model.generation_config
     policy.model.generation_config = settings
     try:

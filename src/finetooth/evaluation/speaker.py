@@ -1,4 +1,4 @@
-"""A policy that can be talked to: parameters, tokenizer and template from a run directory or a model folder."""
+"""A policy that can be talked to: parameters, tokenizer and template of a run or a model folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,7 +54,9 @@ def model_folder(target: str) -> str:
         return target
     if not (path / "final").is_dir():
         fact = f"{path} has no final/"
-        raise ConfigError(problem("command line", fact, "finish the run with train --resume, or name a checkpoint"))
+        raise ConfigError(
+            problem("command line", fact, "finish the run with train --resume, or name a checkpoint")
+        )
     return str(path / "final")
 
 

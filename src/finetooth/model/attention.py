@@ -53,9 +53,13 @@ def document_attention(
     num_rows, num_heads, num_tokens, head_size = query_BHTD.shape
     scaling = head_size**-0.5 if scaling is None else scaling
     query, key, value = (_flatten(tensor) for tensor in (query_BHTD, key_BKTD, value_BKTD))
-    window = sliding_window if sliding_window is not None and sliding_window < document_layout.longest else None
+    window = (
+        sliding_window if sliding_window is not None and sliding_window < document_layout.longest else None
+    )
     if softcap is not None:
-        out = _each_document(query, key, value, document_layout, scaling=scaling, window=window, softcap=softcap)
+        out = _each_document(
+            query, key, value, document_layout, scaling=scaling, window=window, softcap=softcap
+        )
     elif query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         out = _varlen(query, key, value, document_layout, scaling=scaling, window=window)
     else:
@@ -117,7 +121,9 @@ def _each_document(
     attended = []
     for query_piece, key_piece, value_piece in pieces:
         if softcap is not None:
-            piece = _soft_capped(query_piece, key_piece, value_piece, scaling=scaling, window=window, softcap=softcap)
+            piece = _soft_capped(
+                query_piece, key_piece, value_piece, scaling=scaling, window=window, softcap=softcap
+            )
         else:
             mask = _window_mask(query_piece, window)
             piece = F.scaled_dot_product_attention(
@@ -147,7 +153,13 @@ def _visible(length: int, window: int | None, device: torch.device) -> torch.Ten
 
 
 def _soft_capped(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scaling: float, window: int | None, softcap: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    scaling: float,
+    window: int | None,
+    softcap: float,
 ) -> torch.Tensor:
     """Soft-capped attention written out, since no fused kernel for training knows it."""
     repeats = query.shape[1] // key.shape[1]

@@ -68,7 +68,11 @@ def prove_isolation(policy: PolicyModel, *, devices: DeviceManager, place: str =
     alone_loss = torch.stack([loss for _, loss in alone]).sum()
     tolerance = 1e-4 if devices.precision == "fp32" else 5e-2
     for what, a, b in (
-        ("the hidden states of packed documents differ from those of each alone", packed_TD[: len(alone_TD)], alone_TD),
+        (
+            "the hidden states of packed documents differ from those of each alone",
+            packed_TD[: len(alone_TD)],
+            alone_TD,
+        ),
         ("the loss differs from the model's own", packed_loss, alone_loss),
     ):
         difference = float((a.float() - b.float()).norm() / b.float().norm())
@@ -79,10 +83,10 @@ def prove_isolation(policy: PolicyModel, *, devices: DeviceManager, place: str =
 
 
 def refuse_misfits(policy: PolicyModel, tokenizer: Tokenizer, *, longest_document: int) -> None:
-    """Raises ConfigError where the policy has no embedding for a token, or no position for a document's end."""
+    """Raises ConfigError where the policy lacks an embedding for a token or a position in a document."""
     problems: list[str] = []
     if tokenizer.largest_id >= policy.vocab_size:
-        fact = f"the tokenizer's largest id is {tokenizer.largest_id}, the embedding has {policy.vocab_size} rows"
+        fact = f"ids up to {tokenizer.largest_id}, but the embedding has {policy.vocab_size} rows"
         problems.append(problem("model.tokenizer", fact, "use the tokenizer that belongs to the model"))
     positions = getattr(policy.model.config, "max_position_embeddings", longest_document)
     if longest_document > positions:
@@ -96,7 +100,9 @@ def _load(name: str, place: str) -> PreTrainedModel:
     folder = local_folder(name, place=place, required=("config.json", "*.safetensors"), patterns=MODEL_FILES)
     config = _read_config(folder / "config.json", place)
     if not any(folder.glob("*.safetensors")):
-        raise ConfigError(problem(place, f"{folder} holds no *.safetensors file", "name a folder with parameters"))
+        raise ConfigError(
+            problem(place, f"{folder} holds no *.safetensors file", "name a folder with parameters")
+        )
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -109,14 +115,20 @@ def _load(name: str, place: str) -> PreTrainedModel:
             output_loading_info=True,
         )
     except (SafetensorError, OSError, ValueError) as error:
-        raise ConfigError(problem(place, f"{folder}: {_first_line(error)}", "check the folder's files")) from error
+        raise ConfigError(
+            problem(place, f"{folder}: {_first_line(error)}", "check the folder's files")
+        ) from error
     differences = {
         "are missing": sorted(report["missing_keys"]),
         "have another shape than config.json says": sorted(entry[0] for entry in report["mismatched_keys"]),
         "have no place in the model": sorted(report["unexpected_keys"]),
     }
     problems = [
-        problem(place, f"{folder}: {len(names)} parameters {what}: {_some(names)}", "check that they belong together")
+        problem(
+            place,
+            f"{folder}: {len(names)} parameters {what}: {_some(names)}",
+            "check that they belong together",
+        )
         for what, names in differences.items()
         if names
     ]
@@ -147,15 +159,19 @@ def _read_config(path: Path, place: str) -> Any:
     if not isinstance(fields, dict) or "model_type" not in fields:
         raise ConfigError(problem(place, f"{path}: no model_type", "use a transformers config.json"))
     if fields["model_type"] not in transformers.CONFIG_MAPPING:
-        fact = f"{path}: model_type {fields['model_type']!r} is not known to transformers {transformers.__version__}"
-        raise ConfigError(problem(place, fact, "code that comes with a model is not run; use a built-in architecture"))
+        fact = f"{path}: transformers knows no model_type {fields['model_type']!r}"
+        raise ConfigError(
+            problem(place, fact, "code that comes with a model is not run; use a built-in architecture")
+        )
     fields.pop("auto_map", None)
     kind = AutoConfig.for_model(**fields)
     if type(kind) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         fact = f"{path}: {fields['model_type']} is not a causal language model"
         raise ConfigError(problem(place, fact, "use a decoder-only model"))
     for name in fields:
-        if name.endswith(("dropout", "pdrop", "dropout_prob", "dropout_rate")) and isinstance(fields[name], float | int):
+        if name.endswith(("dropout", "pdrop", "dropout_prob", "dropout_rate")) and isinstance(
+            fields[name], float | int
+        ):
             setattr(kind, name, 0.0)
     return kind
 

@@ -14,7 +14,9 @@ CHUNK_LOGITS = 1 << 26
 MAX_CHUNK_ROWS = 8192
 
 
-def sft_loss(logits_BTV: torch.Tensor, token_ids_BT: torch.Tensor, loss_weights_BT: torch.Tensor) -> torch.Tensor:
+def sft_loss(
+    logits_BTV: torch.Tensor, token_ids_BT: torch.Tensor, loss_weights_BT: torch.Tensor
+) -> torch.Tensor:
     """The plain reference: next-token cross-entropy, averaged over the targets by their loss weights.
 
     logits_BTV: any float type; token_ids_BT: int; loss_weights_BT: float, the weight of predicting each
@@ -106,7 +108,9 @@ class _HeadLoss(torch.autograd.Function):
         options: _Options,
     ) -> torch.Tensor:
         wide = torch.promote_types(options.compute_dtype, torch.float32)
-        wants_hidden, wants_weight, wants_bias = (wanted and options.take_gradients for wanted in ctx.needs_input_grad[:3])
+        wants_hidden, wants_weight, wants_bias = (
+            wanted and options.take_gradients for wanted in ctx.needs_input_grad[:3]
+        )
         # Casting here rather than outside lets the gradient of the head leave in its accumulation type.
         narrow_weight_VD = weight_VD.to(options.compute_dtype)
         hidden_gradient = torch.zeros_like(hidden_ND) if wants_hidden else None

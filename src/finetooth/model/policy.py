@@ -67,7 +67,9 @@ class PolicyModel(nn.Module):
         if batch is not None:
             return self._loss_sum(batch, gradient_scale)
         with self.own_attention():
-            logits_BTV = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+            logits_BTV = self.model(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            ).logits
         if labels is None:
             return CausalLMOutput(logits=logits_BTV)
         is_target = labels != IGNORED_LABEL
@@ -134,5 +136,7 @@ class PolicyModel(nn.Module):
 
 def _logit_transform(config: Any) -> LogitTransform:
     """Soft-capping (Gemma 2) and scaling (Granite divides, Cohere multiplies) of a model's logits."""
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+        getattr(config, "logits_scaling", None) or 1.0
+    )
     return LogitTransform(scale=scale, soft_cap=getattr(config, "final_logit_softcapping", None))

@@ -53,7 +53,7 @@ class Checkpoint:
 
 
 class CheckpointManager:
-    """Saves checkpoints under `folder`, keeps the `keep` newest and the best, and finds the newest intact one."""
+    """Saves checkpoints under `folder`, keeps the `keep` newest and the best, finds the newest intact one."""
 
     def __init__(self, folder: str | Path, *, keep: int = 3):
         assert keep >= 1, "at least the newest checkpoint is kept"
@@ -90,7 +90,9 @@ class CheckpointManager:
                 return Checkpoint(folder, TrainingState(**fields))
             problems.append(problem(folder, f"damaged: {damages[0]}", "the checkpoint before it is used"))
         if problems:
-            raise FinetoothError([*problems, problem(self.folder, "no intact checkpoint", "start anew elsewhere")])
+            raise FinetoothError(
+                [*problems, problem(self.folder, "no intact checkpoint", "start anew elsewhere")]
+            )
         return None
 
     def _path(self, step: int) -> Path:
@@ -99,7 +101,9 @@ class CheckpointManager:
     def _numbers(self) -> list[int]:
         if not self.folder.is_dir():
             return []
-        return sorted(int(match[1]) for entry in self.folder.iterdir() if (match := _NAME.fullmatch(entry.name)))
+        return sorted(
+            int(match[1]) for entry in self.folder.iterdir() if (match := _NAME.fullmatch(entry.name))
+        )
 
     def _point_best(self, step: int | None) -> None:
         if step is None or not self._path(step).exists():
@@ -110,17 +114,23 @@ class CheckpointManager:
         new_link.replace(link)
 
 
-def restore_optimizer(checkpoint: Checkpoint, *, policy: PolicyModel, optimizer: torch.optim.Optimizer) -> None:
+def restore_optimizer(
+    checkpoint: Checkpoint, *, policy: PolicyModel, optimizer: torch.optim.Optimizer
+) -> None:
     """Gives the optimiser the state it had when the checkpoint was saved, bit for bit."""
     tensors = load_file(checkpoint.folder / "optimizer.safetensors")
     names = {parameter: name for name, parameter in policy.model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             suffix = "." + names[parameter]
-            state = {key.removesuffix(suffix): tensor for key, tensor in tensors.items() if key.endswith(suffix)}
+            state = {
+                key.removesuffix(suffix): tensor for key, tensor in tensors.items() if key.endswith(suffix)
+            }
             state = {key: tensor for key, tensor in state.items() if "." not in key}
             if state:  # a parameter that never had a gradient has none
-                optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in state.items()}
+                optimizer.state[parameter] = {
+                    key: tensor.to(parameter.device) for key, tensor in state.items()
+                }
 
 
 def _optimizer_tensors(policy: PolicyModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

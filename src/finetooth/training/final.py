@@ -16,7 +16,7 @@ TOKENIZER_FILES = (
 
 
 def save_final(path: Path, *, policy: PolicyModel, template: Template, config: SFTConfig) -> None:
-    """Writes parameters, config, tokenizer, chat template and the tokens that end an answer; replaces an older one."""
+    """Writes parameters, tokenizer, chat template and the tokens that end an answer; replaces an older one."""
     generation = policy.model.generation_config
     assert generation is not None, "a causal language model has a generation config"
     generation.eos_token_id = list(template.stop_token_ids)

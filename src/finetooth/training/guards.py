@@ -33,7 +33,9 @@ def blame_documents(
             culprits.append(number)
     shown = [str(documents.document(number).origin) for number in (culprits or numbers)[:SHOWN_DOCUMENTS]]
     more = len(culprits or numbers) - len(shown)
-    what = "documents whose own loss is not finite" if culprits else "documents of this step, each finite alone"
+    what = (
+        "documents whose own loss is not finite" if culprits else "documents of this step, each finite alone"
+    )
     return f"{what}: {', '.join(shown)}" + (f" and {more} more" if more else "")
 
 

@@ -27,7 +27,11 @@ def create_optimizer(
     ]
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=learning_rate, betas=betas, eps=epsilon, fused=fused
+        [group for group in groups if group["params"]],
+        lr=learning_rate,
+        betas=betas,
+        eps=epsilon,
+        fused=fused,
     )
 
 

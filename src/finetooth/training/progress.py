@@ -35,7 +35,9 @@ class ProgressView:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ):
         self._bar.stop()
 
     def step(self, step: int, *, loss: float, learning_rate: float, tokens_per_second: float) -> None:

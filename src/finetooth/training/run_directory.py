@@ -1,14 +1,14 @@
 """The run directory: everything a run leaves behind, and who may write into it.
 
-    config.yaml        every value and its origin
-    environment.json   versions, device, command
-    schedule.json      documents, tokens, steps, fingerprint
-    ledger.jsonl       the fate of every record
-    metrics.jsonl      one line per step and per evaluation
-    checkpoints/       step-000200/ …, best → the one with the lowest dev loss
-    samples/           generations at each evaluation
-    final/             the policy, as transformers loads it
-    summary.json       how it ended
+config.yaml        every value and its origin
+environment.json   versions, device, command
+schedule.json      documents, tokens, steps, fingerprint
+ledger.jsonl       the fate of every record
+metrics.jsonl      one line per step and per evaluation
+checkpoints/       step-000200/ …, best → the one with the lowest dev loss
+samples/           generations at each evaluation
+final/             the policy, as transformers loads it
+summary.json       how it ended
 """
 
 import json
@@ -41,11 +41,17 @@ def claim_run_directory(path: Path, *, resume: Resume) -> None:
     is_used = path.is_dir() and any(path.iterdir())
     is_run = (path / "config.yaml").is_file()
     if is_used and not is_run:
-        raise ConfigError(problem(place, f"{path} holds files that are not a run's", "name an empty or new folder"))
+        raise ConfigError(
+            problem(place, f"{path} holds files that are not a run's", "name an empty or new folder")
+        )
     if is_used and resume == "never":
-        raise ConfigError(problem(place, f"{path} already holds a run", "add --resume, or name another folder"))
+        raise ConfigError(
+            problem(place, f"{path} already holds a run", "add --resume, or name another folder")
+        )
     if resume == "must" and not is_run:
-        raise ConfigError(problem(place, f"{path} holds no run", "leave --resume out, or write --resume auto"))
+        raise ConfigError(
+            problem(place, f"{path} holds no run", "leave --resume out, or write --resume auto")
+        )
 
 
 def describe_run(

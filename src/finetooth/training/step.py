@@ -55,11 +55,15 @@ def train_step(
         if not scaler.is_enabled() or scaler.get_scale() <= SMALLEST_LOSS_SCALE or not math.isfinite(loss):
             optimizer.zero_grad()
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {grad_norm}"
-            remedy = "the parameters were not touched; look at these documents, or lower training.learning_rate"
+            remedy = (
+                "the parameters were not touched; look at these documents, or lower training.learning_rate"
+            )
             raise NonFiniteError(problem(place, what, remedy))
         scaler.update()
     if max_grad_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, torch.tensor(grad_norm, device=devices.device))
+        nn.utils.clip_grads_with_norm_(
+            parameters, max_grad_norm, torch.tensor(grad_norm, device=devices.device)
+        )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     scaler.step(optimizer)

@@ -132,7 +132,14 @@ class SFTTrainer:
         training = self.config.training
         settings = (
             *("seed", "global_batch_size", "global_batch_tokens", "learning_rate", "min_learning_rate"),
-            *("lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+            *(
+                "lr_scheduler_type",
+                "weight_decay",
+                "adam_beta1",
+                "adam_beta2",
+                "adam_epsilon",
+                "max_grad_norm",
+            ),
         )
         return {
             "training documents": self.train_documents.fingerprint,
@@ -145,7 +152,9 @@ class SFTTrainer:
     def _take_up(self, checkpoint: Checkpoint) -> None:
         saved, here = checkpoint.state.identity, self.identity()
         problems = [
-            problem(name, f"{here.get(name)} here, {saved.get(name)} in {checkpoint.folder}", "undo the change")
+            problem(
+                name, f"{here.get(name)} here, {saved.get(name)} in {checkpoint.folder}", "undo the change"
+            )
             for name in {**saved, **here}
             if saved.get(name) != here.get(name)
         ]
@@ -162,7 +171,10 @@ class SFTTrainer:
         seconds = time.perf_counter() - started
         self.state = replace(self.state, next_step=step.number + 1)
         view.step(
-            step.number, loss=result.loss, learning_rate=learning_rate, tokens_per_second=step.num_tokens / seconds
+            step.number,
+            loss=result.loss,
+            learning_rate=learning_rate,
+            tokens_per_second=step.num_tokens / seconds,
         )
         if step.number == self.schedule.num_steps or _is_due(step.number, self.config.logging.every):
             self.metrics.append(
@@ -267,10 +279,12 @@ class SFTTrainer:
 
 
 def layout_of(config: SFTConfig) -> Layout:
-    """How the config lays documents out; `packing: auto` packs, as every policy was proved to keep them apart."""
+    """How the config lays documents out; `packing: auto` packs, as every policy keeps documents apart."""
     training = config.training
     return Layout(
-        packing=training.packing is not False, row_tokens=training.row_tokens, rows_at_once=training.rows_at_once
+        packing=training.packing is not False,
+        row_tokens=training.row_tokens,
+        rows_at_once=training.rows_at_once,
     )
 
 
