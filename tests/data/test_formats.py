@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetooth.data.formats import BadRecord, Format, detect_format, to_conversation
+from finetooth.base.errors import DataError
+from finetooth.data.formats import BadRecord, Format, detect_format, settle_format, to_conversation
 from finetooth.data.records import Conversation, Message, Origin, Record
-from finetooth.data.sources import read_records
+from finetooth.data.sources import BadLine, read_records
 
 ORIGIN = Origin("t.jsonl", 7)
 FORMATS: tuple[Format, ...] = ("messages", "prompt-response", "gsm8k")
@@ -312,4 +313,34 @@ def test_real_files_of_other_shapes_are_refused_not_misread(shared: Path):
     names = {"prompt": "instruction", "response": "output"}
     assert convert(alpaca.fields, "prompt-response", fields=names).messages[0].content == (
         "Describe a process of making crepes."
+    )
+
+
+def entries(*fields: dict[str, Any]) -> list[Record | BadLine]:
+    return [Record(Origin("t.jsonl", line), each) for line, each in enumerate(fields, start=1)]
+
+
+def test_a_source_has_the_format_of_its_first_good_record():
+    bad = BadLine(ORIGIN, "broken")
+    shown = [bad, *entries({"x": 1}, {"prompt": 1, "response": 2}, {"messages": []})]
+    assert settle_format(shown, "t.jsonl", format="auto", fields=None) == "prompt-response"
+    assert settle_format(shown, "t.jsonl", format="gsm8k", fields=None) == "gsm8k"
+    names = {"prompt": "q", "response": "a"}
+    assert settle_format(shown, "t.jsonl", format="auto", fields=names) == "prompt-response"
+
+
+@pytest.mark.parametrize(
+    ("shown", "fact"),
+    [
+        (entries({"instruction": 1, "output": 2}), "; its first record has 'instruction', 'output'"),
+        ([BadLine(ORIGIN, "broken")], ""),
+        (entries(*[{"x": 1}] * 1000, {"messages": []}), "; its first record has 'x'"),
+    ],
+)
+def test_a_source_whose_format_is_not_recognised_is_told(shown: list[Record | BadLine], fact: str):
+    with pytest.raises(DataError) as caught:
+        settle_format(shown, "t.jsonl", format="auto", fields=None)
+    assert str(caught.value) == (
+        f"t.jsonl: its format is not recognised{fact}; "
+        'set data.format, or name two fields: data.fields: {"prompt": …, "response": …}'
     )

@@ -6,15 +6,18 @@ prompt-response  {"prompt": "2+2?", "response": "4"}, {"prompt": …, "completio
 gsm8k            {"question": "2+2?", "answer": "2+2 = <<2+2=4>>4\n#### 4"}
 """
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from finetooth.base.errors import DataError, problem
 from finetooth.data.records import Conversation, Message, Origin, Record, Role
-from finetooth.data.sources import kind_of
+from finetooth.data.sources import BadLine, kind_of
 
 Format = Literal["messages", "prompt-response", "gsm8k"]
+FormatSetting = Literal["auto", "messages", "prompt-response", "gsm8k"]
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -73,6 +76,32 @@ def detect_format(fields: Mapping[str, Any]) -> Format | None:
     if "prompt" in fields and ("response" in fields or "completion" in fields):
         return "prompt-response"
     return None
+
+
+def settle_format(
+    entries: Iterable[Record | BadLine],
+    place: object,
+    *,
+    format: FormatSetting,
+    fields: Mapping[str, str] | None,
+) -> Format:
+    """The one format in which a source is read: the one that was set, or that its first good record shows.
+
+    Raises DataError where none of the first thousand records shows one.
+    """
+    if format != "auto":
+        return format
+    if fields is not None:
+        return "prompt-response"
+    records = [entry for entry in itertools.islice(entries, 1000) if isinstance(entry, Record)]
+    for record in records:
+        if found := detect_format(record.fields):
+            return found
+    fact = "its format is not recognised"
+    if records:
+        fact += f"; its first record has {_listed(records[0].fields)}"
+    remedy = 'set data.format, or name two fields: data.fields: {"prompt": …, "response": …}'
+    raise DataError(problem(place, fact, remedy))
 
 
 class _UnfitError(ValueError):
