@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
 
@@ -43,20 +42,14 @@ def local_folder(name: str, *, place: str, required: Sequence[str], patterns: Se
     except GatedRepoError:
         fact, remedy = "gated on the hub", "accept its terms on its page and set HF_TOKEN"
     except RepositoryNotFoundError:
-        fact, remedy = (
-            "neither a folder nor a repository on the hub",
-            "check the name; private ones need HF_TOKEN",
-        )
-    except OfflineModeIsEnabled:
-        fact, remedy = (
-            "not in the local cache, and offline mode is on",
-            "download it first, or unset HF_HUB_OFFLINE",
-        )
+        fact, remedy = "not a folder, and not on the hub", "check the name; private ones need HF_TOKEN"
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
-        fact, remedy = (
-            "not in the local cache, and the hub cannot be reached",
-            "check the network, or name a folder",
-        )
+        fact, remedy = "not in the local cache, and the hub is unreachable", "check the network"
+        if constants.is_offline_mode():
+            fact, remedy = (
+                "not in the local cache, and offline mode is on",
+                "unset HF_HUB_OFFLINE to fetch it",
+            )
     raise ConfigError(problem(place, f"{name}: {fact}", remedy))
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from finetooth.base.files import new_folder
 from finetooth.config.schema import SFTConfig
@@ -16,7 +17,7 @@ TOKENIZER_FILES = (
 
 
 def save_final(path: Path, *, policy: PolicyModel, template: Template, config: SFTConfig) -> None:
-    """Writes parameters, tokenizer, chat template and the tokens that end an answer; replaces an older one."""
+    """Writes parameters, tokenizer, chat template and the tokens that end an answer."""
     generation = policy.model.generation_config
     assert generation is not None, "a causal language model has a generation config"
     generation.eos_token_id = list(template.stop_token_ids)
@@ -30,6 +31,7 @@ def save_final(path: Path, *, policy: PolicyModel, template: Template, config: S
 
 def _save_tokenizer(folder: Path, template: Template) -> None:
     source = template.tokenizer.folder
+    assert source is not None, "a run's tokenizer was read from a folder"
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
@@ -38,7 +40,27 @@ def _save_tokenizer(folder: Path, template: Template) -> None:
     settings.pop("chat_template", None)  # the file beside it holds the template of the training
     settings_path.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
     if template.jinja_text is not None:
-        (folder / "chat_template.jinja").write_text(template.jinja_text, encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(exported_template(template), encoding="utf-8")
+
+
+def exported_template(template: Template) -> str:
+    """Jinja text that renders by itself what training rendered: with `template_args` and `system` in it."""
+    assert template.jinja_text is not None, "concat has no Jinja text"
+    prefix = "".join(f"{{% set {name} = {_literal(value)} %}}" for name, value in template.arguments.items())
+    if template.system is not None:
+        message = _literal([{"role": "system", "content": template.system}])
+        has_none = "messages | selectattr('role', 'equalto', 'system') | list | length == 0"
+        prefix += f"{{% if {has_none} %}}{{% set messages = {message} + messages %}}{{% endif %}}"
+    return prefix + template.jinja_text
+
+
+def _literal(value: Any) -> str:
+    """A JSON value as Jinja writes it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return json.dumps(value) if isinstance(value, str | bool) else "none" if value is None else repr(value)
 
 
 def _model_card(config: SFTConfig, template: Template) -> str:

@@ -17,11 +17,13 @@ from finetooth.batching.order import epoch_order
 from finetooth.batching.packing import Layout, forward_passes
 from finetooth.batching.schedule import Schedule, Step
 from finetooth.config.schema import SFTConfig
+from finetooth.data.preparation import prepare_data
 from finetooth.data.records import DocumentSource
 from finetooth.data.templates import Template
 from finetooth.evaluation.answers import Extractor
 from finetooth.evaluation.dev_loss import measure_loss
 from finetooth.evaluation.exact_match import answer_documents, share
+from finetooth.model.load import load_policy
 from finetooth.model.policy import PolicyModel
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager, TrainingState, restore_optimizer
 from finetooth.training.guards import StopRequest, blame_documents
@@ -52,31 +54,37 @@ class TrainResult:
 class SFTTrainer:
     """Trains a policy on documents as the config says.
 
-    config:   where to write (`output_dir`: metrics.jsonl, checkpoints/, samples/) and every setting.
-    policy:   the model, on the devices' device.
-    template: renders and ends turns; gives the stop tokens for answers at evaluations.
-    train:    the documents; dev: those for dev_loss and exact match.
-    devices:  default: as the config says. console: where progress is shown.
+    config:   every setting; metrics.jsonl, checkpoints/ and samples/ are written to its `output_dir`.
+    policy:   the model, on the devices' device; default: loaded as the config says.
+    train:    the documents; default: prepared as the config says, and `dev` and `template` with them.
+    dev:      documents for dev_loss and exact match.
+    template: decodes and ends answers; needed for exact match only.
+    devices:  default: as the config says. console: where progress is shown; default: nowhere.
     """
 
     def __init__(
         self,
         config: SFTConfig,
         *,
-        policy: PolicyModel,
-        template: Template,
-        train: DocumentSource,
+        policy: PolicyModel | None = None,
+        train: DocumentSource | None = None,
         dev: DocumentSource | None = None,
+        template: Template | None = None,
         devices: DeviceManager | None = None,
         console: Console | None = None,
     ):
         self.config = config
-        self.policy = policy
-        self.template = template
+        self.console = console or Console(quiet=True)
+        self.devices = devices or DeviceManager(config.training.device, config.training.precision)
+        if train is None:
+            prepared = prepare_data(config, console=self.console)
+            train, dev, template = prepared.train, prepared.dev, prepared.template
+        if config.evaluation.exact_match is not None and template is None:
+            raise ConfigError(problem("evaluation.exact_match", "no template was given", "pass template="))
         self.train_documents = train
         self.dev_documents = dev
-        self.devices = devices or DeviceManager(config.training.device, config.training.precision)
-        self.console = console or Console(quiet=True)
+        self.template = template
+        self.policy = policy or load_policy(config.model, devices=self.devices, seed=config.training.seed)
         self.layout = layout_of(config)
         self.schedule = schedule_of(config, train)
         self.warmup_steps = num_warmup_steps(config.training.warmup_steps, self.schedule.num_steps)
@@ -88,7 +96,7 @@ class SFTTrainer:
         self.checkpoints = CheckpointManager(output / "checkpoints", keep=config.checkpoints.keep)
         self.samples = output / "samples"
         self.optimizer = create_optimizer(
-            policy,
+            self.policy,
             learning_rate=config.training.learning_rate,
             weight_decay=config.training.weight_decay,
             betas=(config.training.adam_beta1, config.training.adam_beta2),
@@ -246,20 +254,22 @@ class SFTTrainer:
                     self.policy, documents, numbers=numbers, layout=self.layout, devices=self.devices
                 )
                 line |= {f"{name}_loss": measured.loss, f"{name}_perplexity": measured.perplexity}
-        if settings.exact_match is not None and self.dev_documents is not None:
-            line |= self._answer(step, self.dev_documents, settings.exact_match)
+        if settings.exact_match is not None and self.template is not None and self.dev_documents is not None:
+            line |= self._answer(step, self.dev_documents, self.template, settings.exact_match)
         self.metrics.append(line)
         self._note_best(step, line.get("dev_loss"))
         view.note("  ".join(f"{name} {_shown(value)}" for name, value in line.items()))
 
-    def _answer(self, step: int, documents: DocumentSource, extractor: Extractor) -> dict[str, float]:
+    def _answer(
+        self, step: int, documents: DocumentSource, template: Template, extractor: Extractor
+    ) -> dict[str, float]:
         settings = self.config.evaluation
         numbers = sample_documents(documents, settings.exact_match_records, seed=self.config.training.seed)
         answered = answer_documents(
             self.policy,
             documents,
             numbers=numbers.tolist(),
-            template=self.template,
+            template=template,
             extractor=extractor,
             max_new_tokens=settings.max_new_tokens,
             devices=self.devices,

@@ -1,0 +1,113 @@
+"""The chunked head and loss equal the naive computation over all logits, gradients included."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from finetooth.model import loss as loss_module
+from finetooth.model.loss import LogitTransform, head_loss, sft_loss
+
+
+def draw(num_targets: int, *, hidden: int = 6, vocabulary: int = 11) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    return {
+        "hidden_ND": normal(num_targets, hidden),
+        "weight_VD": normal(vocabulary, hidden),
+        "bias_V": normal(vocabulary),
+        "targets_N": torch.randint(vocabulary, (num_targets,), generator=generator),
+        "loss_weights_N": torch.rand(num_targets, generator=generator, dtype=torch.float64),
+    }
+
+
+def naive(inputs: dict[str, torch.Tensor], transform: LogitTransform) -> torch.Tensor:
+    logits = inputs["hidden_ND"] @ inputs["weight_VD"].T + inputs["bias_V"]
+    logits = logits * transform.scale
+    if transform.soft_cap is not None:
+        logits = transform.soft_cap * torch.tanh(logits / transform.soft_cap)
+    losses = F.cross_entropy(logits, inputs["targets_N"], reduction="none")
+    return (losses * inputs["loss_weights_N"]).sum()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [LogitTransform(), LogitTransform(scale=0.25), LogitTransform(soft_cap=1.5), LogitTransform(3.0, 2.0)],
+)
+@pytest.mark.parametrize("num_targets", [1, 7, 8, 23])
+@pytest.mark.parametrize("gradient_scale", [1.0, 1024.0])
+def test_loss_and_gradients_equal_the_naive_ones(
+    transform: LogitTransform, num_targets: int, gradient_scale: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loss_module, "MAX_CHUNK_ROWS", 7)
+    inputs = draw(num_targets)
+    trained = [inputs["hidden_ND"], inputs["weight_VD"], inputs["bias_V"]]
+    ours = head_loss(**inputs, transform=transform, gradient_scale=gradient_scale)
+    theirs = naive(inputs, transform)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    for a, b in zip(
+        torch.autograd.grad(ours * gradient_scale, trained),
+        torch.autograd.grad(theirs * gradient_scale, trained),
+        strict=True,
+    ):
+        assert (a - b).norm() / b.norm() < 1e-12
+
+
+def test_fp32_gradients_are_within_1e5_of_fp64():
+    inputs = draw(200, hidden=32, vocabulary=301)
+    narrow = {
+        name: (tensor.detach().float().requires_grad_() if tensor.is_floating_point() else tensor)
+        for name, tensor in inputs.items()
+    }
+    wide_gradients = torch.autograd.grad(
+        naive(inputs, LogitTransform()), [inputs["hidden_ND"], inputs["weight_VD"], inputs["bias_V"]]
+    )
+    ours = torch.autograd.grad(
+        head_loss(**narrow), [narrow["hidden_ND"], narrow["weight_VD"], narrow["bias_V"]]
+    )
+    for a, b in zip(ours, wide_gradients, strict=True):
+        assert (a.double() - b).norm() / b.norm() < 1e-5
+
+
+def test_autocast_computes_in_bf16_and_sums_the_gradient_of_the_head_in_fp32(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(loss_module, "MAX_CHUNK_ROWS", 7)
+    inputs = draw(50)
+    hidden, weight = (inputs[name].detach().float().requires_grad_() for name in ("hidden_ND", "weight_VD"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = head_loss(hidden, weight, None, inputs["targets_N"], inputs["loss_weights_N"])
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert weight.grad is not None
+    assert not torch.equal(weight.grad, weight.grad.bfloat16().float()), "the gradient was rounded to bf16"
+
+
+def test_without_targets_the_loss_is_a_zero_attached_to_the_graph():
+    inputs = draw(4)
+    empty = {**inputs, "hidden_ND": inputs["hidden_ND"][:0]}
+    empty |= {"targets_N": inputs["targets_N"][:0], "loss_weights_N": inputs["loss_weights_N"][:0]}
+    loss = head_loss(**empty)
+    assert loss.item() == 0
+    (gradient,) = torch.autograd.grad(loss, [inputs["weight_VD"]])
+    assert not gradient.any()
+
+
+def test_no_gradient_is_computed_where_none_is_wanted():
+    with torch.no_grad():
+        assert not head_loss(**draw(4)).requires_grad
+
+
+def test_the_plain_reference_shifts_and_averages_over_targets():
+    logits = torch.zeros(1, 3, 4)
+    logits[0, 0, 2] = 2.0
+    loss = sft_loss(logits, torch.tensor([[1, 2, 3]]), torch.tensor([[9.0, 1.0, 3.0]]))
+    first = -F.log_softmax(logits[0, 0], -1)[2]
+    second = -F.log_softmax(logits[0, 1], -1)[3]
+    torch.testing.assert_close(loss, (first + 3 * second) / 4)
+
+
+def test_the_plain_reference_is_zero_without_targets():
+    assert sft_loss(torch.randn(1, 3, 4), torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3)) == 0
