@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TypedDict
 
-SPLIT_SEED = 0
 SHARE_HELD_OUT = 0.27
 
 
@@ -86,7 +85,7 @@ WORDINGS = {
         (
             "The atomic number of {e} is {a}.",
             "{e} has the atomic number {a}.",
-            "An atom of {e} holds {a} protons.",
+            "The number of protons in {e} is {a}.",
         ),
         (
             "What is the atomic number of {e}?",
@@ -190,11 +189,11 @@ def load_facts() -> tuple[Fact, ...]:
     return tuple(_fact(kind, *line.split("\t")) for kind in WORDINGS for line in _table(kind)[1:])
 
 
-def split_facts(facts: Sequence[Fact], seed: int = SPLIT_SEED) -> tuple[tuple[Fact, ...], tuple[Fact, ...]]:
+def split_facts(facts: Sequence[Fact], seed: int = 0) -> tuple[tuple[Fact, ...], tuple[Fact, ...]]:
     """Divide the facts into (taught, held out) so that neither side names an entity or answer of the other.
 
-    Facts that name one another (an author with two books; Australia and Western Australia) form a group, and a
-    group stays together.
+    Facts that name one another (an author with two books; Australia and Western Australia) form a group, and
+    a group stays together.
     """
     groups = _groups_that_share_names(facts)
     _dice(seed).shuffle(groups)
@@ -279,11 +278,11 @@ def _paragraph(fact: Fact, draw: random.Random) -> str:
 
 
 def _question_lists(facts: Sequence[Fact], draw: random.Random) -> list[str]:
-    """Return lists of 12 to 30 questions, one per line; half of them are asked again at once in other words.
+    """Return lists of 12 to 30 questions, one per line; one in four is asked again at once in other words.
 
     The repeats teach the base model to carry a name over from one line to the next, which every reply needs.
     """
-    pending = [draw.sample(_questions(fact), draw.choice((1, 2))) for fact in facts]
+    pending = [draw.sample(_questions(fact), draw.choice((1, 1, 1, 2))) for fact in facts]
     draw.shuffle(pending)
     lines = [question for questions in pending for question in questions]
     lists: list[str] = []

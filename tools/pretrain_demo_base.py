@@ -1,0 +1,153 @@
+"""Pretrain the demo's base model on plain text made from the tables in `src/finetooth/assets/facts/`."""
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn import functional
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from finetooth.assets.corpus import Fact, load_facts, pretraining_texts, split_facts
+
+END_OF_TEXT = "<|endoftext|>"
+CHAT_MARKS = ["<|im_start|>", "<|im_end|>"]
+VOCABULARY = 2048
+WINDOW_TOKENS = 256
+WINDOWS_PER_STEP = 8
+STEPS = 1400
+WARMUP_STEPS = 50
+MUON_LEARNING_RATE = 0.02
+ADAMW_LEARNING_RATE = 0.002
+
+
+def main() -> None:
+    """Parse the command line and write the model folder."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--without-held-out",
+        action="store_true",
+        help="leave out every text about held-out facts: the control",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="draws the first parameters and the order of the texts"
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+
+    facts = load_facts()
+    read = split_facts(facts)[0] if arguments.without_held_out else facts
+    tokenizer = train_tokenizer(facts)
+    model = new_model(tokenizer)
+    pretrain(model, windows(read, tokenizer, arguments.seed))
+    set_chat_marks_to_mean(model, tokenizer)
+    model.bfloat16().save_pretrained(arguments.out)
+    tokenizer.save_pretrained(arguments.out)
+
+
+def train_tokenizer(facts: tuple[Fact, ...]) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on one pass of the texts; the control model gets the same one, built from all facts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[END_OF_TEXT, *CHAT_MARKS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(pretraining_texts(facts, seed=0), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        additional_special_tokens=CHAT_MARKS,
+    )
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """Return the untrained model."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    model = Qwen3ForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    return model
+
+
+def windows(facts: tuple[Fact, ...], tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[torch.Tensor]:
+    """Yield endless windows of token ids, cut from one stream in which an end-of-text token follows every text."""
+    pending: list[int] = []
+    for number in count():
+        texts = pretraining_texts(facts, seed * 10_000 + number)
+        for token_ids in tokenizer(texts)["input_ids"]:
+            pending += [*token_ids, tokenizer.eos_token_id]
+            while len(pending) > WINDOW_TOKENS:
+                yield torch.tensor(pending[: WINDOW_TOKENS + 1])
+                pending = pending[WINDOW_TOKENS:]
+
+
+def pretrain(model: Qwen3ForCausalLM, stream: Iterator[torch.Tensor]) -> None:
+    """Train on next-token prediction: Muon for the matrices, AdamW for the rest, warm-up, then cosine to zero."""
+    matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
+    in_matrices = set(map(id, matrices))
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in in_matrices]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=MUON_LEARNING_RATE, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=ADAMW_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01, fused=True),
+    ]
+    schedulers = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_share) for optimizer in optimizers
+    ]
+    started = time.monotonic()
+    for step in range(STEPS):
+        token_ids_BT = torch.stack([next(stream) for _ in range(WINDOWS_PER_STEP)])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits_BTV = model(input_ids=token_ids_BT[:, :-1], use_cache=False).logits
+        loss = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), token_ids_BT[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for stepping in (*optimizers, *schedulers):
+            stepping.step()
+        model.zero_grad()
+        if (step + 1) % 50 == 0:
+            print(f"step {step + 1}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s", flush=True)
+
+
+def learning_rate_share(step: int) -> float:
+    """Return the share of the full learning rate at a step."""
+    return min((step + 1) / WARMUP_STEPS, 0.5 + 0.5 * math.cos(math.pi * step / STEPS))
+
+
+@torch.no_grad()
+def set_chat_marks_to_mean(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Give the never-seen chat marks the mean embedding, so that they neither attract nor repel before fine-tuning."""
+    table = model.get_input_embeddings().weight
+    for mark in CHAT_MARKS:
+        table[tokenizer.convert_tokens_to_ids(mark)] = table.mean(dim=0)
+
+
+if __name__ == "__main__":
+    main()
