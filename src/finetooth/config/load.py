@@ -168,7 +168,7 @@ def _read_text(path: Path) -> str:
         if len(content) > MOST_BYTES:
             fact = "larger than a megabyte, so no file of settings"
             raise Unreadable(Mistake(0, fact, "name the run.yaml; data.train names the records"))
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8")
     except FileNotFoundError:
         raise Unreadable(Mistake(0, "no such file", "check the path")) from None
     except IsADirectoryError:

@@ -63,10 +63,9 @@ def read_mapping(text: str) -> tuple[list[Entry], list[Mistake]]:
     if node is None:
         raise Unreadable(Mistake(0, "empty", "write at least model.path, data.train and output_dir"))
     if not isinstance(node, MappingNode):
-        fact = (
-            f"holds {'a list' if isinstance(node, SequenceNode) else 'a single value'}, not key: value lines"
-        )
-        raise Unreadable(Mistake(0, fact, "write sections such as `data:` with their keys below"))
+        kind = "a list" if isinstance(node, SequenceNode) else "a single value"
+        remedy = "write sections such as `data:` with their keys below"
+        raise Unreadable(Mistake(0, f"holds {kind}, no `key: value` lines", remedy))
     reader = _Reader()
     return reader.read_entries(node, depth=0), reader.mistakes
 

@@ -1,0 +1,131 @@
+"""Each rule between settings has a case that breaks it and a neighbour that does not."""
+
+from typing import Any
+
+import pytest
+
+from finetooth.config.checks import find_problems
+from finetooth.config.keys import SETTINGS
+
+VALID: dict[str, Any] = {key: setting.default for key, setting in SETTINGS.items()} | {
+    "model.path": "base",
+    "data.train": "train.jsonl",
+    "output_dir": "run",
+}
+
+
+def complaints(**changes: Any) -> list[str]:
+    values = VALID | {key.replace("__", "."): value for key, value in changes.items()}
+    return [
+        f"{finding.keys[0]} | {finding.fact}; {finding.remedy}" for finding in find_problems(SETTINGS, values)
+    ]
+
+
+def test_the_defaults_contradict_nothing():
+    assert complaints() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        (
+            {"model__path": None},
+            "model.path | model: neither model.path nor model.from_config is given; "
+            "name a base model's folder as model.path",
+        ),
+        (
+            {"model__from_config": "config.json", "model__tokenizer": "base"},
+            "model.path | model: both model.path and model.from_config are given; keep one of them",
+        ),
+        (
+            {"model__path": None, "model__from_config": "config.json"},
+            "model.from_config | model.from_config: fresh parameters come without a tokenizer; "
+            "name a tokenizer's folder as model.tokenizer",
+        ),
+        (
+            {"training__row_tokens": 2047},
+            "training.row_tokens | training.row_tokens (2047) is below data.max_length (2048); "
+            "raise training.row_tokens or lower data.max_length",
+        ),
+        (
+            {"training__min_learning_rate": 3e-5},
+            "training.min_learning_rate | training.min_learning_rate (3e-05) is above "
+            "training.learning_rate (2e-05); "
+            "lower training.min_learning_rate or raise training.learning_rate",
+        ),
+        (
+            {"training__warmup_steps": 1.5},
+            "training.warmup_steps | "
+            "training.warmup_steps: 1.5 is neither a share nor a whole number of steps; "
+            "write a share below 1 or a whole number",
+        ),
+        (
+            {"data__template": "chatlm"},
+            "data.template | data.template: found the text 'chatlm'; "
+            "write auto, chatml, concat or the path of a .jinja file",
+        ),
+        (
+            {"data__template_args": {"a": float("nan")}},
+            "data.template_args | data.template_args: holds a number that is infinite or not a number, "
+            "or broken text; write values that JSON can hold",
+        ),
+        (
+            {"data__fields": {"prompt": "question", "answer": "x"}},
+            "data.fields | data.fields: names 'prompt', 'answer'; "
+            "write {prompt: NAME, response: NAME} with the names your file uses",
+        ),
+        (
+            {"data__fields": {}},
+            "data.fields | data.fields: names nothing; "
+            "write {prompt: NAME, response: NAME} with the names your file uses",
+        ),
+        (
+            {"data__fields": {"prompt": "q", "response": "a"}, "data__format": "messages"},
+            "data.fields | data.fields: not used with data.format: messages; "
+            "leave data.fields out or write data.format: prompt-response",
+        ),
+        (
+            {"evaluation__exact_match": "plain", "data__dev": None},
+            "evaluation.exact_match | "
+            "evaluation.exact_match: data.dev is null, so there are no records to answer; "
+            "give data.dev or leave exact_match out",
+        ),
+    ],
+)
+def test_a_contradiction_is_told(changes: dict[str, Any], complaint: str):
+    assert complaints(**changes) == [complaint]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__path": None, "model__from_config": "config.json", "model__tokenizer": "base"},
+        {"training__row_tokens": 2048},
+        {"training__min_learning_rate": 2e-5},
+        {"training__warmup_steps": 0.03},
+        {"training__warmup_steps": 7.0},
+        {"training__warmup_steps": 0},
+        {"data__template": "my/own.jinja"},
+        {"data__template_args": {"a": [1.5, None, {"b": "ö"}]}},
+        {"data__fields": {"prompt": "q", "response": "a"}, "data__format": "prompt-response"},
+        {"data__dev": "dev.jsonl", "evaluation__exact_match": "answer-tag"},
+        {"data__dev": None},
+    ],
+)
+def test_what_is_just_allowed_is_not_told(changes: dict[str, Any]):
+    assert complaints(**changes) == []
+
+
+def test_a_contradiction_is_not_sought_among_unusable_values():
+    assert complaints(training__row_tokens="few") == [
+        "training.row_tokens | training.row_tokens: found the text 'few'; write a whole number at least 1"
+    ]
+
+
+NUMBERS = [key for key in SETTINGS if isinstance(SETTINGS[key].default, int | float)]
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize("value", [True, -1, float("inf"), float("nan"), [1], {"a": 1}, 10**400 * -1])
+def test_no_number_takes_true_or_a_value_out_of_range(key: str, value: object):
+    assert [finding.keys for finding in find_problems(SETTINGS, VALID | {key: value})] == [(key,)]
