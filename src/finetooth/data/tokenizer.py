@@ -1,0 +1,135 @@
+"""A tokenizer without transformers, to which the text of a message is never a control token."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import tokenizers
+
+from finetooth.base.errors import ConfigError, DataError, problem
+from finetooth.data.tokenizer_files import (
+    SPECIAL_TOKEN_NAMES,
+    TokenizerFiles,
+    read_tokenizer_files,
+    vocabulary_of,
+)
+from finetooth.data.twin import BLOCKS, Twin
+
+
+def load_tokenizer(name_or_folder: str, *, place: str = "model.tokenizer") -> "Tokenizer":
+    """Loads the tokenizer of a folder or hub repository; the local cache comes before the network.
+
+    place: the setting the name stands in, for messages. Raises ConfigError where no tokenizer can be had.
+
+    >>> load_tokenizer("tokenizers/qwen3").eos_token   # doctest: +SKIP
+    '<|im_end|>'
+    """
+    return Tokenizer(read_tokenizer_files(name_or_folder, place), place=place)
+
+
+class Tokenizer:
+    """A tokenizer as its files define it; nothing of it changes after it is made.
+
+    folder:         where its files are; None for one taken over from transformers
+    definition:     its tokenizer.json as text, without truncation and padding
+    chat_template:  its own template, or None
+    special_tokens: by name, as a template sees them: {"eos_token": "<|im_end|>"}
+    control_tokens: ids by text of its added tokens, without those that are whitespace only
+    vocab_size:     how many tokens it has, added ones included
+    largest_id:     the largest id it gives
+
+    bos_token, eos_token and pad_token, and their ids, are None where the tokenizer has none.
+    """
+
+    def __init__(self, files: TokenizerFiles, *, place: str = "model.tokenizer"):
+        definition: dict[str, Any] = {**files.definition, "truncation": None, "padding": None}
+        added: dict[str, int] = {token["content"]: token["id"] for token in definition["added_tokens"]}
+        token_ids = {*vocabulary_of(definition["model"]).values(), *added.values()}
+        self.folder = files.folder
+        self.definition = json.dumps(definition, ensure_ascii=False)
+        self.chat_template = files.chat_template
+        self.special_tokens = dict(files.special_tokens)
+        self.control_tokens = {text: token_id for text, token_id in added.items() if text.strip()}
+        self.vocab_size = len(token_ids)
+        self.largest_id = max(token_ids)
+        self.bos_token, self.bos_token_id = self._special("bos_token")
+        self.eos_token, self.eos_token_id = self._special("eos_token")
+        self.pad_token, self.pad_token_id = self._special("pad_token")
+        self._twin = functools.cache(self._make_twin)
+        self._keeper = files.keeper
+        self._place = place
+
+    @classmethod
+    def from_transformers(cls, tokenizer: Any) -> "Tokenizer":
+        """Takes over a fast tokenizer of transformers, as it is now.
+
+        Raises ConfigError for one that has no tokenizers backend.
+        """
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            fact = f"a {type(tokenizer).__name__} has no backend of the tokenizers library"
+            raise ConfigError(problem("tokenizer", fact, "pass a fast tokenizer, or the folder of one"))
+        template: str | dict[str, str] | None = tokenizer.chat_template
+        named = {name: getattr(tokenizer, name) for name in SPECIAL_TOKEN_NAMES}
+        files = TokenizerFiles(
+            definition=json.loads(backend.to_str()),
+            special_tokens={name: str(text) for name, text in named.items() if text is not None},
+            chat_template=template.get("default") if isinstance(template, dict) else template,
+        )
+        return cls(files, place="tokenizer")
+
+    @functools.cached_property
+    def backend(self) -> tokenizers.Tokenizer:
+        """The tokenizer itself, in which a control token's text is a control token wherever it stands."""
+        return tokenizers.Tokenizer.from_str(self.definition)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over all that decides which ids a text gets."""
+        parts = json.dumps([json.loads(self.definition), self.special_tokens], sort_keys=True)
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+    @functools.cached_property
+    def leading_tokens(self) -> tuple[str, ...]:
+        """What the tokenizer itself puts before a text: its BOS token, or nothing."""
+        bare = self.backend.encode("a", add_special_tokens=False).ids
+        whole = self.backend.encode("a", add_special_tokens=True).ids
+        num_leading = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        texts = {token_id: text for text, token_id in self.control_tokens.items()}
+        return tuple(texts[token_id] for token_id in whole[:num_leading])
+
+    def twin_for(self, texts: Sequence[str]) -> Twin | None:
+        """An encoder that takes no character of these texts for its own; None where neither of two fits."""
+        for first_character in BLOCKS:
+            twin = self._twin(first_character)
+            if not any(map(twin.holds_own_characters, texts)):
+                return twin
+        return None
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of message text: nothing added, and none of them a control token, whatever the text is.
+
+        Raises DataError for text that holds private-use characters of both planes that are set apart.
+        """
+        twin = self.twin_for([text])
+        if twin is None:
+            fact = "the text holds private-use characters that cannot be told from control tokens"
+            raise DataError(problem("text", fact, "remove the characters beyond U+F0000"))
+        return twin.encode_batch([text])[0].tolist()
+
+    def decode(self, token_ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """The text of token ids."""
+        return self.backend.decode(list(token_ids), skip_special_tokens=skip_special)
+
+    def _make_twin(self, first_character: int) -> Twin:
+        try:
+            return Twin(json.loads(self.definition), self.control_tokens, first_character)
+        except Exception as error:  # the library raises nothing more precise
+            fact = f"its control tokens cannot be told from text ({error})"
+            raise ConfigError(problem(self._place, fact, "use another tokenizer")) from error
+
+    def _special(self, name: str) -> tuple[str | None, int | None]:
+        text = self.special_tokens.get(name)
+        return text, None if text is None else self.control_tokens[text]

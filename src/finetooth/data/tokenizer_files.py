@@ -1,0 +1,141 @@
+"""Reads the files that define a tokenizer; one without tokenizer.json is converted in a process of its own.
+
+Read are tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from finetooth.base.errors import ConfigError, problem
+from finetooth.base.hub import local_folder
+
+SPECIAL_TOKEN_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+
+_PATTERNS = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", "*.model", "config.json"),
+)
+_CONVERT = """
+import sys
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True, trust_remote_code=False)
+tokenizer.save_pretrained(sys.argv[2])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """What the files of a tokenizer say.
+
+    definition:     tokenizer.json, parsed, with those tokens among `added_tokens` that only other files name
+    special_tokens: by name: {"eos_token": "</s>"}
+    chat_template:  Jinja text, or None
+    folder:         where the files are; None where there are none
+    keeper:         removes a temporary folder once nobody holds this
+    """
+
+    definition: dict[str, Any]
+    special_tokens: Mapping[str, str]
+    chat_template: str | None = None
+    folder: Path | None = None
+    keeper: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False)
+
+
+def read_tokenizer_files(name_or_folder: str, place: str) -> TokenizerFiles:
+    """Reads the tokenizer of a folder or hub repository. Raises ConfigError where there is none."""
+    folder = local_folder(name_or_folder, place=place, required=("tokenizer*",), patterns=_PATTERNS)
+    keeper = None
+    if not (folder / "tokenizer.json").is_file():
+        keeper = _converted(folder, place)
+        folder = Path(keeper.name)
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            settings |= _read_json(folder / name, place)
+    special_tokens = {name: _text_of(settings[name]) for name in SPECIAL_TOKEN_NAMES if settings.get(name)}
+    definition = _read_json(folder / "tokenizer.json", place)
+    if not {"model", "added_tokens"} <= definition.keys():
+        fact = f"{folder / 'tokenizer.json'} holds no tokenizer"
+        raise ConfigError(problem(place, fact, "repair or replace the file"))
+    _add_missing_tokens(definition, settings.get("added_tokens_decoder", {}), special_tokens, place)
+    return TokenizerFiles(definition, special_tokens, _chat_template(folder, settings), folder, keeper)
+
+
+def vocabulary_of(model: Mapping[str, Any]) -> dict[str, int]:
+    """Token ids by name, from the `model` of a tokenizer.json; a Unigram model keeps its pieces as a list."""
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, list):
+        return {piece: index for index, (piece, _) in enumerate(cast(list[tuple[str, float]], vocabulary))}
+    return vocabulary
+
+
+def _converted(folder: Path, place: str) -> tempfile.TemporaryDirectory[str]:
+    """Lets transformers read the tokenizer and write it, with a tokenizer.json, into a temporary folder."""
+    fact = f"{folder} has no tokenizer.json"
+    if not any(path for pattern in ("tokenizer*", "vocab.*", "*.model") for path in folder.glob(pattern)):
+        raise ConfigError(problem(place, fact, "name a folder that holds a tokenizer"))
+    keeper = tempfile.TemporaryDirectory(prefix="finetooth-tokenizer-")
+    command = [sys.executable, "-c", _CONVERT, str(folder), keeper.name]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=offline, capture_output=True, text=True, check=False)
+    if done.returncode or not Path(keeper.name, "tokenizer.json").is_file():
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        remedy = "save it with transformers as a fast tokenizer first"
+        raise ConfigError(problem(place, f"{fact}, and transformers cannot convert it: {said}", remedy))
+    return keeper
+
+
+def _add_missing_tokens(
+    definition: dict[str, Any], decoder: Mapping[str, Any], special_tokens: Mapping[str, str], place: str
+) -> None:
+    """Adds what transformers adds: `added_tokens_decoder`, and special tokens that are plain tokens."""
+    added: dict[str, dict[str, Any]] = {token["content"]: token for token in definition["added_tokens"]}
+    vocabulary = vocabulary_of(definition["model"])
+    flags = {**dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False), "special": True}
+    for token_id, token in decoder.items():
+        added.setdefault(token["content"], {**flags, **token, "id": int(token_id)})
+    problems: list[str] = []
+    for name, text in special_tokens.items():
+        if text in vocabulary:
+            added.setdefault(text, {**flags, "id": vocabulary[text], "content": text})
+        elif text not in added:
+            fact = f"its {name} {text!r} is not among its tokens"
+            problems.append(
+                problem(place, fact, "add it to tokenizer.json, or correct tokenizer_config.json")
+            )
+    if problems:
+        raise ConfigError(problems)
+    definition["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
+
+
+def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in cast(list[dict[str, str]], template)}
+        return named.get("default")
+    return template
+
+
+def _text_of(token: str | dict[str, Any]) -> str:
+    return token if isinstance(token, str) else token["content"]
+
+
+def _read_json(path: Path, place: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        fact = f"{path} cannot be read ({error})"
+        raise ConfigError(problem(place, fact, "repair or replace the file")) from error
+    if not isinstance(parsed, dict):
+        raise ConfigError(problem(place, f"{path} holds no JSON object", "repair or replace the file"))
+    return cast(dict[str, Any], parsed)

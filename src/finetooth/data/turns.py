@@ -1,0 +1,191 @@
+"""Proves on the rendered characters where the answers of a conversation stand, or says why it cannot.
+
+For every trained turn: the text begins with the generation prompt as the model sees it in use; between it and
+the first end-of-turn token behind the message stands the message, whole, apart from whitespace at its edges;
+no other message's text stands there. And no message before it is missing.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from finetooth.data.provenance import UNKNOWN, UNPLACED, Source, Traced
+from finetooth.data.records import Conversation, Message
+from finetooth.data.template_engine import RENDERING_ERRORS
+from finetooth.data.templates import SYSTEM, TOOLS, Template
+from finetooth.data.twin import Rendered, Twin
+
+LossOn = Literal["assistant", "last", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a conversation gives no documents, and what to do about it."""
+
+    reason: str
+    remedy: str
+
+
+class RefusedError(Exception):
+    """Carries a refusal out of the proof; never leaves the data package."""
+
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(reason, remedy)
+        self.refusal = Refusal(reason, remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One assistant turn whose place is proved.
+
+    prompt:      the messages before it and the generation prompt; `text` begins with it
+    text:        the conversation through this turn
+    end:         where the turn ends in `text`, just behind its end-of-turn token
+    num_trimmed: how many characters of whitespace the template cut off at the message's edges
+    """
+
+    prompt: Rendered
+    text: Rendered
+    end: int
+    num_trimmed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Turns that stand in one text, each behind the one before; `text` begins with all of them."""
+
+    turns: tuple[Turn, ...]
+    text: Rendered
+
+
+def prove_turns(conversation: Conversation, template: Template, loss_on: LossOn) -> tuple[Twin, list[Chain]]:
+    """The texts of a conversation's documents with the turns in each, and the twin that encodes them.
+
+    Raises RefusedError.
+    """
+    messages = conversation.messages
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    if not answers:
+        raise RefusedError("no assistant turn: nothing to train", "add an answer, or drop the record")
+    trained = answers if loss_on == "assistant" else answers[-1:]
+    num_messages = len(messages) if loss_on == "all" else answers[-1] + 1
+    _check_answers(messages, trained)
+    traced = _render(conversation, template, trained, num_messages)
+    twin = template.tokenizer.twin_for(list(traced.values()))
+    if twin is None:
+        reason = "it holds private-use characters that cannot be told from control tokens"
+        raise RefusedError(reason, "remove the characters beyond U+F0000")
+    rendered = {stage: twin.neutralise(text) for stage, text in traced.items()}
+    whole = rendered[num_messages, False]
+    stops = twin.characters_of(template.stop_token_ids)
+    turns = [_prove(rendered[i, True], rendered[i + 1, False], i, messages[i], stops) for i in trained]
+    _check_nothing_left_out(whole, conversation, num_messages, template)
+    return twin, _chains(turns, whole)
+
+
+def _check_answers(messages: Sequence[Message], trained: Sequence[int]) -> None:
+    for index in trained:
+        if not messages[index].content.strip() and not messages[index].tool_calls:
+            name = _name(index, messages[index])
+            raise RefusedError(f"{name}: empty answer", "write an answer, or drop the record")
+
+
+def _render(
+    conversation: Conversation, template: Template, trained: Sequence[int], num_messages: int
+) -> dict[tuple[int, bool], Traced]:
+    """Texts by (how many messages, with generation prompt?): before and after each turn, and all of it."""
+    stages = [stage for index in trained for stage in ((index, True), (index + 1, False))]
+    listed, tools = template.variables(conversation.messages, conversation.tools)
+    num_put_before = len(listed) - len(conversation.messages)
+    try:
+        return {
+            (count, is_prompt): template.render(
+                listed[: num_put_before + count], tools, add_generation_prompt=is_prompt
+            )
+            for count, is_prompt in dict.fromkeys((*stages, (num_messages, False)))
+        }
+    except RENDERING_ERRORS as error:
+        reason = f"the template refuses it: {error}"
+        raise RefusedError(reason, "change the record, or use another template") from error
+
+
+def _prove(prompt: Rendered, text: Rendered, index: int, message: Message, stops: frozenset[str]) -> Turn:
+    name = _name(index, message)
+    begin = len(prompt.text)
+    if not text.text.startswith(prompt.text):
+        reason = f"{name}: its rendered turn does not begin with the generation prompt"
+        raise RefusedError(
+            reason, "use a template (or template_args) whose generation prompt begins the turn"
+        )
+    message_end = max((run[0] + run[1] for run in text.messages if run[2][0] == index), default=begin)
+    behind = [place for place in text.controls if place >= max(begin, message_end)]
+    end = next((place + 1 for place in behind if text.text[place] in stops), None)
+    if end is None:
+        reason = f"{name}: the template writes no end-of-turn token after it"
+        raise RefusedError(reason, "use a template that ends every answer")
+    written = [run for run in text.messages if begin <= run[0] < end]
+    if any(source[0] != index for _, _, source, _ in written):
+        reason = f"{name}: the template writes other text of the record into the answer"
+        raise RefusedError(reason, "use another template")
+    fields = {"content": message.content, "reasoning_content": message.reasoning_content or ""}
+    num_trimmed = sum(_count_trimmed(name, field, whole, written) for field, whole in fields.items())
+    if message.tool_calls and not any(source[1] == "tool_calls" for _, _, source, _ in written):
+        raise RefusedError(f"{name}: the template leaves out its tool_calls", "use one that writes them")
+    return Turn(prompt, text, end, num_trimmed)
+
+
+def _count_trimmed(name: str, field: str, whole: str, written: Sequence[tuple[int, int, Source, int]]) -> int:
+    """How much whitespace of a field the template cut off; refuses where it changed anything else."""
+    runs = [(start, start + length) for _, length, source, start in written if source[1] == field]
+    if not runs and whole.strip():
+        raise RefusedError(f"{name}: the template leaves out its {field}", "use one that writes it")
+    in_place = all(start != UNPLACED for start, _ in runs)
+    in_order = all(before[1] == after[0] for before, after in itertools.pairwise(runs))
+    first, last = (runs[0][0], runs[-1][1]) if runs else (0, 0)
+    trimmed = whole[:first] + whole[last:]
+    if not in_place or not in_order or trimmed.strip():
+        remedy = "use another template"
+        if field == "content" and "</think>" in whole:
+            remedy = "move the text between <think> and </think> into reasoning_content"
+        raise RefusedError(f"{name}: the template changes its {field}", remedy)
+    return len(trimmed)
+
+
+def _check_nothing_left_out(
+    text: Rendered, conversation: Conversation, num_messages: int, template: Template
+) -> None:
+    """Refuses when a message's text, or the tools, are missing; earlier reasoning alone may be dropped."""
+    found = {source for _, _, source, _ in text.messages}
+    if UNKNOWN in found:
+        return
+    for index, message in enumerate(conversation.messages[:num_messages]):
+        for field, is_there in (("content", message.content.strip()), ("tool_calls", message.tool_calls)):
+            if is_there and (index, field) not in found:
+                name = _name(index, message)
+                raise RefusedError(f"{name}: the template leaves out its {field}", "use one that writes it")
+    if conversation.tools and TOOLS not in found:
+        raise RefusedError("the template leaves out the tools", "use one that writes them")
+    is_put_before = template.system is not None and all(m.role != "system" for m in conversation.messages)
+    if is_put_before and (SYSTEM, "content") not in found:
+        raise RefusedError("the template leaves out data.system", "remove it, or use another template")
+
+
+def _chains(turns: Sequence[Turn], whole: Rendered) -> list[Chain]:
+    """Groups turns that stand in one text; a template that rewrites history parts them."""
+    groups: list[list[Turn]] = []
+    for turn in turns:
+        before = groups[-1][-1] if groups else None
+        if before is not None and turn.prompt.text.startswith(before.text.text[: before.end]):
+            groups[-1].append(turn)
+        else:
+            groups.append([turn])
+    last = groups[-1][-1]
+    if not whole.text.startswith(last.text.text[: last.end]):
+        reason = "the template writes the last answer differently when a message follows it"
+        raise RefusedError(reason, "end the conversation with the answer")
+    return [Chain(tuple(group), whole if group[-1] is last else group[-1].text) for group in groups]
+
+
+def _name(index: int, message: Message) -> str:
+    return f"messages[{index}] ({message.role})"

@@ -1,0 +1,155 @@
+"""A tokenizer's twin, in which only what a template wrote can become a control token.
+
+Each control token of the original bears another name in the twin, one private-use character, under the same
+id. What the template writes as a control token is replaced by that character before encoding; the same string
+in a message stays what it is, plain text. One more private character, the mark, parts two texts so that no
+token crosses the seam between them; its id is dropped.
+"""
+
+import functools
+import itertools
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import tokenizers
+
+from finetooth.data.provenance import Run, Source, Traced
+from finetooth.data.tokenizer_files import vocabulary_of
+
+# Where the private characters begin: planes 15 and 16 of Unicode. Two, so that text which holds characters of
+# one block can be encoded with the other.
+BLOCKS = (0xF0000, 0x100000)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What a template wrote, ready for a twin to encode.
+
+    text:     as rendered, each control token that the template wrote replaced by its private character
+    controls: where in `text` those characters stand, ascending
+    messages: the runs of message text, ascending: (begin in `text`, length, source, start in the source)
+    """
+
+    text: str
+    controls: tuple[int, ...]
+    messages: tuple[tuple[int, int, Source, int], ...]
+
+
+class Twin:
+    """An encoder to which a private character is a control token and a control token's name is plain text."""
+
+    def __init__(self, definition: dict[str, Any], control_tokens: Mapping[str, int], first_character: int):
+        """Takes over a parsed tokenizer.json. Raises ValueError where its tokens cannot be renamed."""
+        self.mark = chr(first_character)
+        self._characters = {token: chr(first_character + 1 + i) for i, token in enumerate(control_tokens)}
+        longest_first = sorted(control_tokens, key=len, reverse=True)
+        self._control_text = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._own_text = re.compile(f"[{self.mark}-{chr(first_character + len(control_tokens))}]")
+        self._neutralised_region = functools.lru_cache(maxsize=4096)(self._neutralise_region)
+        self._ids = {character: control_tokens[token] for token, character in self._characters.items()}
+        unknown_id = _unknown_id(definition["model"])
+        self._encoder = _encoder(definition, self._characters, self.mark)
+        for character, token_id in self._ids.items():
+            if self._encoder.token_to_id(character) != token_id:
+                raise ValueError(f"token {token_id} does not keep its id under another name")
+        self._is_control = np.zeros(max(self._encoder.get_vocab().values()) + 1, bool)
+        # The unknown token stands for any character the vocabulary lacks, so a message may bring it forth.
+        self._is_control[[i for i in self._ids.values() if i != unknown_id]] = True
+
+    def holds_own_characters(self, text: str) -> bool:
+        """Whether a text holds a character that this twin would take for a control token."""
+        return not text.isascii() and self._own_text.search(text) is not None
+
+    def neutralise(self, rendered: Traced) -> Rendered:
+        """Replaces the control tokens in what the template wrote; all that a message wrote stays as it is."""
+        plain = str.__str__(rendered)
+        pieces: list[str] = []
+        controls: list[int] = []
+        messages: list[tuple[int, int, Source, int]] = []
+        begin = written = 0
+        for length, source, start in _template_runs_merged(rendered.runs):
+            piece = plain[begin : begin + length]
+            begin += length
+            if source is None:
+                piece, places = self._neutralised_region(piece)
+                controls.extend([written + place for place in places])
+            else:
+                messages.append((written, length, source, start))
+            pieces.append(piece)
+            written += len(piece)
+        return Rendered("".join(pieces), tuple(controls), tuple(messages))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The token ids of neutralised texts, each int32 [T]."""
+        encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def encode_after_mark(self, text: str) -> np.ndarray:
+        """The token ids, int32 [T], of a text as it stands behind other text, no token crossing the seam."""
+        return self.encode_batch([self.mark + text])[0][1:]
+
+    def characters_of(self, token_ids: Collection[int]) -> frozenset[str]:
+        """The private characters of control tokens."""
+        return frozenset(character for character, token_id in self._ids.items() if token_id in token_ids)
+
+    def ids_of(self, characters: Iterable[str]) -> list[int]:
+        """The ids of private characters."""
+        return [self._ids[character] for character in characters]
+
+    def find_controls(self, token_ids: np.ndarray) -> np.ndarray:
+        """Where in token_ids, int32 [T], a control token stands: int64 [K], ascending."""
+        return np.flatnonzero(self._is_control[token_ids])
+
+    def _neutralise_region(self, text: str) -> tuple[str, tuple[int, ...]]:
+        replaced = self._control_text.sub(lambda match: self._characters[match.group()], text)
+        return replaced, tuple(match.start() for match in self._own_text.finditer(replaced))
+
+
+def _template_runs_merged(runs: Iterable[Run]) -> Iterator[Run]:
+    """The runs without empty ones; what the template wrote in several strokes becomes one run."""
+    filled = [run for run in runs if run[0]]
+    for by_template, group in itertools.groupby(filled, key=lambda run: run[1] is None):
+        if by_template:
+            yield sum([length for length, _, _ in group]), None, 0
+        else:
+            yield from group
+
+
+def _encoder(definition: dict[str, Any], characters: Mapping[str, str], mark: str) -> tokenizers.Tokenizer:
+    """The tokenizer with its control tokens renamed and the mark as its last token."""
+    model = definition["model"]
+    added = definition["added_tokens"]
+    token_ids = [*vocabulary_of(model).values(), *(token["id"] for token in added)]
+    _rename_in_model(model, characters)
+    for token in added:
+        token["content"] = characters.get(token["content"], token["content"])
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added.append({"id": max(token_ids) + 1, "content": mark, "special": True, **flags})
+    definition |= {"post_processor": None, "truncation": None, "padding": None}
+    return tokenizers.Tokenizer.from_str(json.dumps(definition))
+
+
+def _unknown_id(model: Mapping[str, Any]) -> int | None:
+    """The id for what the vocabulary lacks; a Unigram model names the id, the others the token."""
+    return model["unk_id"] if "unk_id" in model else vocabulary_of(model).get(model.get("unk_token") or "")
+
+
+def _rename_in_model(model: dict[str, Any], characters: Mapping[str, str]) -> None:
+    if characters.keys().isdisjoint(vocabulary_of(model)):
+        return
+    renamed = {characters.get(piece, piece): token_id for piece, token_id in vocabulary_of(model).items()}
+    if isinstance(model["vocab"], list):
+        scores = [score for _, score in cast(list[tuple[str, float]], model["vocab"])]
+        model["vocab"] = list(zip(renamed, scores, strict=True))
+    else:
+        model["vocab"] = renamed
+    if model.get("unk_token"):
+        model["unk_token"] = characters.get(model["unk_token"], model["unk_token"])
+    if "merges" in model:
+        parts = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        touched = [not characters.keys().isdisjoint((left, right, left + right)) for left, right in parts]
+        model["merges"] = [pair for pair, is_touched in zip(parts, touched, strict=True) if not is_touched]
