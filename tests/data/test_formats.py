@@ -332,15 +332,22 @@ def test_a_source_has_the_format_of_its_first_good_record():
 @pytest.mark.parametrize(
     ("shown", "fact"),
     [
-        (entries({"instruction": 1, "output": 2}), "; its first record has 'instruction', 'output'"),
-        ([BadLine(ORIGIN, "broken")], ""),
-        (entries(*[{"x": 1}] * 1000, {"messages": []}), "; its first record has 'x'"),
+        (entries({"instruction": 1, "output": 2}), "(line 1 has 'instruction', 'output')"),
+        ([BadLine(ORIGIN, "broken"), BadLine(ORIGIN, "again")], "(line 7: broken)"),
+        ([BadLine(ORIGIN, "broken"), *entries({})], "(line 1 has no fields)"),
+        (entries(*[{"x": 1}] * 1000, {"messages": []}), "(line 1 has 'x')"),
     ],
 )
 def test_a_source_whose_format_is_not_recognised_is_told(shown: list[Record | BadLine], fact: str):
     with pytest.raises(DataError) as caught:
         settle_format(shown, "t.jsonl", format="auto", fields=None)
     assert str(caught.value) == (
-        f"t.jsonl: its format is not recognised{fact}; "
+        f"t.jsonl: its format is not recognised {fact}; "
         'set data.format, or name two fields: data.fields: {"prompt": …, "response": …}'
     )
+
+
+def test_a_source_without_records_is_told():
+    with pytest.raises(DataError) as caught:
+        settle_format([], "records", format="auto", fields=None)
+    assert str(caught.value) == "records: holds no record; give at least one"

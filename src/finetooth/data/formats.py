@@ -93,13 +93,16 @@ def settle_format(
         return format
     if fields is not None:
         return "prompt-response"
-    records = [entry for entry in itertools.islice(entries, 1000) if isinstance(entry, Record)]
-    for record in records:
-        if found := detect_format(record.fields):
+    first: Record | BadLine | None = None
+    for entry in itertools.islice(entries, 1000):
+        if isinstance(entry, Record) and (found := detect_format(entry.fields)):
             return found
-    fact = "its format is not recognised"
-    if records:
-        fact += f"; its first record has {_listed(records[0].fields)}"
+        if first is None or (isinstance(first, BadLine) and isinstance(entry, Record)):
+            first = entry
+    if first is None:
+        raise DataError(problem(place, "holds no record", "give at least one"))
+    shown = f": {first.fact}" if isinstance(first, BadLine) else f" has {_listed(first.fields)}"
+    fact = f"its format is not recognised (line {first.origin.line}{shown})"
     remedy = 'set data.format, or name two fields: data.fields: {"prompt": …, "response": …}'
     raise DataError(problem(place, fact, remedy))
 

@@ -28,6 +28,7 @@ FORMAT_VERSION = 1
 
 _TOKEN_ID = np.dtype("<i4")
 _LOSS_WEIGHT = np.dtype("<f4")
+_BOUNDARY = np.dtype("<i8")
 _DOCUMENT = np.dtype(
     [
         *(("offset", "<i8"), ("line", "<i8"), ("loss_weight_total", "<f8")),
@@ -144,7 +145,7 @@ class StoreWriter:
         }
         self._max_token_id = 0
         self._sources: dict[str, int] = {}
-        self._hashes = _ContentHashes()
+        self._hashes = ContentHashes()
         self._token_ids = (folder / "token_ids.bin").open("wb")
         self._loss_weights = (folder / "loss_weights.bin").open("wb")
         self._documents = (folder / "documents.npy").open("wb")
@@ -172,7 +173,7 @@ class StoreWriter:
                 source,
             )
         )
-        self._hashes.add(token_ids, loss_weights, np.array([length, document.prompt_length], "<i8"))
+        self._hashes.add_document(document)
         self._max_token_id = max(self._max_token_id, int(token_ids.max()))
         self.num_documents += 1
         self.num_tokens += length
@@ -203,17 +204,25 @@ class StoreWriter:
         (self._folder / "store.json").write_text(json.dumps(header, indent=1, ensure_ascii=False))
 
 
-class _ContentHashes:
+class ContentHashes:
     """The fingerprint of a store's content, over as many pieces as it is handed in."""
 
     def __init__(self) -> None:
         self._parts = [hashlib.sha256() for _ in range(3)]
 
+    def add_document(self, document: Document) -> None:
+        """Adds a document after those before it."""
+        boundaries = np.array([len(document.token_ids), document.prompt_length])
+        self.add(document.token_ids, document.loss_weights, boundaries)
+
     def add(self, token_ids: np.ndarray, loss_weights: np.ndarray, boundaries: np.ndarray) -> None:
-        for part, array in zip(self._parts, (token_ids, loss_weights, boundaries), strict=True):
-            part.update(np.ascontiguousarray(array).data)
+        """Adds tokens [T], loss weights [T], and the length and prompt length of documents [S, 2]."""
+        arrays = ((token_ids, _TOKEN_ID), (loss_weights, _LOSS_WEIGHT), (boundaries, _BOUNDARY))
+        for part, (array, dtype) in zip(self._parts, arrays, strict=True):
+            part.update(np.ascontiguousarray(array, dtype).data)
 
     def fingerprint(self) -> str:
+        """SHA-256 over everything that was added."""
         return hashlib.sha256(b"".join(part.digest() for part in self._parts)).hexdigest()
 
 
@@ -270,9 +279,9 @@ def _damaged(folder: Path, fact: str) -> DataError:
 
 
 def _fingerprint_of(store: DocumentStore) -> str:
-    hashes = _ContentHashes()
+    hashes = ContentHashes()
     boundaries = np.stack([store.documents["length"], store.documents["prompt_length"]], axis=1)
-    hashes.add(store.token_ids[:0], store.loss_weights[:0], boundaries.astype("<i8"))
+    hashes.add(store.token_ids[:0], store.loss_weights[:0], boundaries)
     for start in range(0, store.num_tokens, _VERIFIED_AT_ONCE):
         end = start + _VERIFIED_AT_ONCE
         hashes.add(store.token_ids[start:end], store.loss_weights[start:end], boundaries[:0])

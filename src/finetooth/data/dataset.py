@@ -1,0 +1,185 @@
+"""SFTDataset: records as documents in memory, for those who write their own training loop."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from finetooth.base.errors import ConfigError, DataError, problem
+from finetooth.config.checks import find_problems
+from finetooth.config.schema import DataConfig
+from finetooth.config.settings import settings_of
+from finetooth.data.formats import Format, FormatSetting, settle_format
+from finetooth.data.ledger import Outcome, render_records
+from finetooth.data.masking import LossOn
+from finetooth.data.records import Document, Origin, Record
+from finetooth.data.sources import BadLine, NotARecordError, parse_object, read_records
+from finetooth.data.store import ContentHashes
+from finetooth.data.templates import Template, resolve_template
+from finetooth.data.tokenizer import Tokenizer, load_tokenizer
+
+IGNORED_LABEL = -100
+
+
+class SFTDataset:
+    """Documents made of records exactly as a run makes them, kept in memory.
+
+    records:   a .jsonl or .json file, or dicts such as {"prompt": "2+2?", "response": "4"}
+    tokenizer: a tokenizer of transformers, or the folder or hub name of one
+    The other arguments are the settings of the same name in run.yaml's `data` section.
+
+    It is a sequence: len(dataset), dataset[0], iteration; each item is a Document with token_ids and
+    loss_weights. `template` is the Template that was used, `ledger` the fate of every record, one dict each.
+    Raises ConfigError for arguments that mean nothing, DataError listing every record that cannot be used.
+
+    >>> dataset = SFTDataset([{"prompt": "2+2?", "response": "4"}], "base")      # doctest: +SKIP
+    >>> dataset[0].num_targets, dataset.padded()["input_ids"].shape             # doctest: +SKIP
+    (2, (1, 9))
+    """
+
+    def __init__(
+        self,
+        records: str | Path | Iterable[Mapping[str, Any]],
+        tokenizer: Any,
+        *,
+        format: FormatSetting = "auto",
+        fields: Mapping[str, str] | None = None,
+        template: str = "auto",
+        template_args: Mapping[str, Any] | None = None,
+        system: str | None = None,
+        loss_on: LossOn = "assistant",
+        max_length: int = 2048,
+        on_bad_record: Literal["error", "drop"] = "error",
+        on_long_document: Literal["error", "drop"] = "drop",
+    ):
+        place = str(records) if isinstance(records, str | Path) else "records"
+        data = DataConfig(
+            train=place,
+            dev=None,
+            format=format,
+            fields=None if fields is None else dict(fields),
+            template=template,
+            template_args=dict(template_args or {}),
+            system=system,
+            loss_on=loss_on,
+            max_length=max_length,
+            on_bad_record=on_bad_record,
+            on_long_document=on_long_document,
+        )
+        _require_sensible(data)
+        given = None if isinstance(records, str | Path) else _entries_of(records)
+        found = settle_format(given or read_records(place), place, format=data.format, fields=data.fields)
+        self.tokenizer = _as_tokenizer(tokenizer)
+        self.template = resolve_template(
+            data.template,
+            self.tokenizer,
+            template_args=data.template_args,
+            system=data.system,
+            is_prompt_response=found != "messages",
+        )
+        outcomes = _render(given or read_records(place), self.template, found, data)
+        self.ledger = [outcome.ledger_line("train") for outcome in outcomes]
+        self._documents = [d for outcome in outcomes if outcome.state == "kept" for d in outcome.documents]
+        self.lengths = np.array([len(d.token_ids) for d in self], np.int64)
+        self.num_targets = np.array([d.num_targets for d in self], np.int64)
+        self.loss_weight_totals = np.array([d.loss_weights.sum(dtype=np.float64) for d in self])
+        self.fingerprint = _fingerprint_of(self._documents)
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __getitem__(self, index: int) -> Document:
+        return self._documents[index]
+
+    def __iter__(self) -> Iterator[Document]:
+        return iter(self._documents)
+
+    def document(self, number: int, /) -> Document:
+        """The document with this number, counted from 0."""
+        return self._documents[number]
+
+    def padded(self, max_length: int | None = None, *, pad_id: int | None = None) -> dict[str, np.ndarray]:
+        """All documents as arrays int64 [S, T], padded at the right, as transformers models take them.
+
+        T is max_length, or the longest document's length; pad_id is the tokenizer's pad token, else its end
+        token, else 0. Labels stand at the place of their token (models shift them) and are -100 where nothing
+        is trained. Raises DataError where a document is longer than max_length: nothing is ever cut.
+
+            documents 5 6 [7 8] and 5 [9]        ([…] = targets), pad_id 0:
+            input_ids      = [[5, 6, 7, 8],          [5, 9, 0, 0]]
+            attention_mask = [[1, 1, 1, 1],          [1, 1, 0, 0]]
+            labels         = [[-100, -100, 7, 8],    [-100, 9, -100, -100]]
+        """
+        width = int(self.lengths.max()) if max_length is None else max_length
+        too_long = np.flatnonzero(self.lengths > width)
+        if len(too_long):
+            remedy = "raise max_length, or give it to SFTDataset to leave such records out"
+            raise DataError(
+                problem(self[n].origin, f"{self.lengths[n]} tokens, more than max_length ({width})", remedy)
+                for n in map(int, too_long)
+            )
+        filling = self._pad_id() if pad_id is None else pad_id
+        input_ids = np.full((len(self), width), filling, np.int64)
+        labels = np.full((len(self), width), IGNORED_LABEL, np.int64)
+        for row, document in enumerate(self):
+            length = len(document.token_ids)
+            input_ids[row, :length] = document.token_ids
+            labels[row, :length] = np.where(document.loss_weights > 0, document.token_ids, IGNORED_LABEL)
+        attention_mask = (np.arange(width) < self.lengths[:, None]).astype(np.int64)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+    def _pad_id(self) -> int:
+        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(token_id for token_id in candidates if token_id is not None)
+
+
+def _require_sensible(data: DataConfig) -> None:
+    settings = {f"data.{name}": setting for name, setting in settings_of(DataConfig).items()}
+    values = {f"data.{field.name}": getattr(data, field.name) for field in dataclasses.fields(data)}
+    if findings := find_problems(settings, values):
+        raise ConfigError(problem("SFTDataset", finding.fact, finding.remedy) for finding in findings)
+
+
+def _entries_of(records: Iterable[object]) -> list[Record | BadLine]:
+    """Dicts checked as strictly as lines of a file; origins count from `records:1`."""
+    entries: list[Record | BadLine] = []
+    for line, fields in enumerate(records, start=1):
+        origin = Origin("records", line)
+        try:
+            entries.append(Record(origin, parse_object(json.dumps(fields))))
+        except NotARecordError as error:
+            entries.append(BadLine(origin, str(error)))
+        except (TypeError, ValueError, RecursionError) as error:
+            entries.append(BadLine(origin, f"not JSON: {error}"))
+    return entries
+
+
+def _render(
+    entries: Iterable[Record | BadLine], template: Template, format: Format, data: DataConfig
+) -> list[Outcome]:
+    rendered = render_records(entries, template, format=format, data=data)
+    outcomes = [outcome for portion, _ in rendered for outcome in portion]
+    if problems := [outcome.problem() for outcome in outcomes if outcome.stops(data)]:
+        raise DataError(problems)
+    if all(outcome.state != "kept" for outcome in outcomes):
+        fact = f"none of {len(outcomes)} records can be used (the first: {outcomes[0].reason})"
+        raise DataError(problem(data.train, fact, "correct the records or raise max_length"))
+    return outcomes
+
+
+def _as_tokenizer(tokenizer: Any) -> Tokenizer:
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    if isinstance(tokenizer, str | Path):
+        return load_tokenizer(str(tokenizer), place="tokenizer")
+    return Tokenizer.from_transformers(tokenizer)
+
+
+def _fingerprint_of(documents: list[Document]) -> str:
+    hashes = ContentHashes()
+    for document in documents:
+        hashes.add_document(document)
+    return hashes.fingerprint()
