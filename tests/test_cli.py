@@ -81,6 +81,12 @@ def test_with_json_standard_output_is_one_object(replace_verb: Any):
     assert "from a library" in result.stderr
 
 
+def test_a_result_that_json_cannot_hold_is_our_own_mistake(replace_verb: Any):
+    replace_verb("prepare", Recorder({"loss": float("nan")}))
+    result = run("prepare", "run.yaml", "--json")
+    assert (result.exit_code, result.stdout, type(result.exception)) == (1, "", ValueError)
+
+
 def test_without_json_the_words_for_humans_stand_on_standard_output(replace_verb: Any):
     replace_verb("prepare", Recorder({"documents": 3}))
     result = run("prepare", "run.yaml")

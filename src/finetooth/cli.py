@@ -261,7 +261,7 @@ def _run(verb: Callable[["Console"], dict[str, Any] | None], *, as_json: bool) -
         _fail(DeviceMemoryError(problem("memory", first_line, remedy)), as_json=as_json)
     else:
         if as_json:
-            print(json.dumps(result))
+            print(json.dumps(result, allow_nan=False))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from finetooth.base.errors import ConfigError
 from finetooth.config.describe import describe_config
 from finetooth.config.keys import SECTIONS, SETTINGS
-from finetooth.config.load import MOST_BYTES, load_config
+from finetooth.config.load import MOST_BYTES, REQUIRED_REMEDIES, load_config
 from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig, TrainingConfig
 
 SMALLEST = "model: {path: base}\ndata: {train: train.jsonl}\noutput_dir: run\n"
@@ -216,6 +216,10 @@ def test_a_file_that_may_not_be_read_is_one_sentence(folder: Path, monkeypatch: 
     with pytest.raises(ConfigError) as caught:
         load_config("run.yaml")
     assert caught.value.problems == ["run.yaml: cannot be read: Permission denied; check its permissions"]
+
+
+def test_every_required_setting_has_words_for_its_absence():
+    assert REQUIRED_REMEDIES.keys() == {key for key, setting in SETTINGS.items() if setting.is_required}
 
 
 @pytest.mark.usefixtures("folder")

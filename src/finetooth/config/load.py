@@ -50,17 +50,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SFTConfig:
     return draft.finish()
 
 
-def build_config(values: dict[str, object], origins: dict[str, str]) -> SFTConfig:
-    """A config from values by dotted key; what is absent takes its default."""
-    sections: dict[str, dict[str, object]] = {name: {} for name in SECTIONS}
-    top: dict[str, object] = {}
-    for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        (sections[section] if section else top)[name] = value
-    parts = {name: section(**sections[name]) for name, section in SECTIONS.items()}
-    return SFTConfig(**{**parts, **top, "origins": origins})  # type: ignore[arg-type]
-
-
 class _Draft:
     """What is known of a config so far: values and their places, and the problems met on the way."""
 
@@ -102,7 +91,7 @@ class _Draft:
         self._check_values()
         if self.problems:
             raise ConfigError(text for _, _, text in sorted(self.problems, key=lambda item: item[:2]))
-        return build_config(self.values, {key: self.places.get(key, "default") for key in SETTINGS})
+        return _build_config(self.values, {key: self.places.get(key, "default") for key in SETTINGS})
 
     def add_mistake(self, mistake: Mistake) -> None:
         self._add(0, mistake.line, self.word(mistake))
@@ -159,6 +148,17 @@ class _Draft:
 
     def _add(self, rank: int, line: int, text: str) -> None:
         self.problems.append((rank, line, text))
+
+
+def _build_config(values: dict[str, object], origins: dict[str, str]) -> SFTConfig:
+    """A config from values by dotted key; what is absent takes its default."""
+    sections: dict[str, dict[str, object]] = {name: {} for name in SECTIONS}
+    top: dict[str, object] = {}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        (sections[section] if section else top)[name] = value
+    parts = {name: section(**sections[name]) for name, section in SECTIONS.items()}
+    return SFTConfig(**{**parts, **top, "origins": origins})  # type: ignore[arg-type]
 
 
 def _read_text(path: Path) -> str:
