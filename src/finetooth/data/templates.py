@@ -16,7 +16,7 @@ from finetooth.base.errors import ConfigError, DataError, problem
 from finetooth.data.provenance import Source, Traced, joined
 from finetooth.data.records import Message
 from finetooth.data.template_engine import RENDERING_ERRORS, compile_template, render_traced
-from finetooth.data.tokenizer import Tokenizer
+from finetooth.data.tokenizer import Tokenizer, UnencodableError
 
 PLACE = "data.template"
 SYSTEM = -1  # the message index of the system text that data.system puts before a conversation
@@ -67,16 +67,15 @@ def encode_prompt(
     They are what training saw before its targets: the messages before an assistant turn give
     document.token_ids[:document.prompt_length]. Raises DataError where the template refuses the messages.
     """
-    variables, written_tools = template.variables(messages, tools)
     try:
-        rendered = template.render(variables, written_tools, add_generation_prompt=True)
+        listed, listed_tools = template.variables(messages, tools)
+        rendered = template.render(listed, listed_tools, add_generation_prompt=True)
+        twin = template.tokenizer.twin_for([rendered])
+    except UnencodableError as error:
+        raise DataError(problem("prompt", error.reason, error.remedy)) from error
     except RENDERING_ERRORS as error:
-        fact = f"the template refuses the messages: {error}"
-        raise DataError(problem("prompt", fact, "change them, or use another template")) from error
-    twin = template.tokenizer.twin_for([rendered])
-    if twin is None:
-        fact = "it holds private-use characters that cannot be told from control tokens"
-        raise DataError(problem("prompt", fact, "remove the characters beyond U+F0000"))
+        fact = f"the template refuses it: {error}"
+        raise DataError(problem("prompt", fact, "change it, or use another template")) from error
     return twin.encode_batch([twin.neutralise(rendered).text])[0].tolist()
 
 
@@ -133,10 +132,8 @@ class Template:
         listed, _ = self.variables([Message("user", "question"), Message("assistant", "answer")])
         rendered = self.render(listed, None, add_generation_prompt=False)
         twin = self.tokenizer.twin_for([rendered])
-        if twin is None:
-            return ()
         text = twin.neutralise(rendered)
-        answer_end = max((begin + length for begin, length, _, _ in text.messages), default=0)
+        answer_end = max((run.begin + run.length for run in text.messages), default=0)
         after = [text.text[place] for place in text.controls if place >= answer_end]
         eos = self.tokenizer.eos_token_id
         stops = [*twin.ids_of(after[:1]), *([] if eos is None or not after else [eos])]

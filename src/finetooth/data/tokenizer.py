@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from finetooth.data.tokenizer_files import (
 )
 from finetooth.data.twin import BLOCKS, Twin
 
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+
 
 def load_tokenizer(name_or_folder: str, *, place: str = "model.tokenizer") -> "Tokenizer":
     """Loads the tokenizer of a folder or hub repository; the local cache comes before the network.
@@ -27,6 +30,15 @@ def load_tokenizer(name_or_folder: str, *, place: str = "model.tokenizer") -> "T
     '<|im_end|>'
     """
     return Tokenizer(read_tokenizer_files(name_or_folder, place), place=place)
+
+
+class UnencodableError(ValueError):
+    """Text that cannot be encoded without loss or confusion; says why, and what to do."""
+
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(reason)
+        self.reason = reason
+        self.remedy = remedy
 
 
 class Tokenizer:
@@ -100,24 +112,29 @@ class Tokenizer:
         texts = {token_id: text for text, token_id in self.control_tokens.items()}
         return tuple(texts[token_id] for token_id in whole[:num_leading])
 
-    def twin_for(self, texts: Sequence[str]) -> Twin | None:
-        """An encoder that takes no character of these texts for its own; None where neither of two fits."""
+    def twin_for(self, texts: Sequence[str]) -> Twin:
+        """An encoder that takes no character of these texts for its own.
+
+        Raises UnencodableError where neither of two does, or a text is none (holds half a surrogate pair).
+        """
+        if any(map(_HALF_CHARACTER.search, texts)):
+            raise UnencodableError("it holds half a surrogate pair, which is no character", "remove it")
         for first_character in BLOCKS:
             twin = self._twin(first_character)
             if not any(map(twin.holds_own_characters, texts)):
                 return twin
-        return None
+        reason = "it holds private-use characters of both planes that stand for control tokens"
+        raise UnencodableError(reason, "remove the characters from U+F0000 on")
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of message text: nothing added, and none of them a control token, whatever the text is.
 
-        Raises DataError for text that holds private-use characters of both planes that are set apart.
+        Raises DataError for text that holds half a surrogate pair, or private-use characters of both planes.
         """
-        twin = self.twin_for([text])
-        if twin is None:
-            fact = "the text holds private-use characters that cannot be told from control tokens"
-            raise DataError(problem("text", fact, "remove the characters beyond U+F0000"))
-        return twin.encode_batch([text])[0].tolist()
+        try:
+            return self.twin_for([text]).encode_batch([text])[0].tolist()
+        except UnencodableError as error:
+            raise DataError(problem("text", error.reason, error.remedy)) from error
 
     def decode(self, token_ids: Sequence[int], *, skip_special: bool = False) -> str:
         """The text of token ids."""

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from finetooth.data.provenance import UNKNOWN, UNPLACED, Source, Traced
+from finetooth.data.provenance import UNKNOWN, UNPLACED, Traced
 from finetooth.data.records import Conversation, Message
 from finetooth.data.template_engine import RENDERING_ERRORS
 from finetooth.data.templates import SYSTEM, TOOLS, Template
-from finetooth.data.twin import Rendered, Twin
+from finetooth.data.tokenizer import UnencodableError
+from finetooth.data.twin import MessageRun, Rendered, Twin
 
 LossOn = Literal["assistant", "last", "all"]
 
@@ -72,10 +73,10 @@ def prove_turns(conversation: Conversation, template: Template, loss_on: LossOn)
     num_messages = len(messages) if loss_on == "all" else answers[-1] + 1
     _check_answers(messages, trained)
     traced = _render(conversation, template, trained, num_messages)
-    twin = template.tokenizer.twin_for(list(traced.values()))
-    if twin is None:
-        reason = "it holds private-use characters that cannot be told from control tokens"
-        raise RefusedError(reason, "remove the characters beyond U+F0000")
+    try:
+        twin = template.tokenizer.twin_for(list(traced.values()))
+    except UnencodableError as error:
+        raise RefusedError(error.reason, error.remedy) from error
     rendered = {stage: twin.neutralise(text) for stage, text in traced.items()}
     whole = rendered[num_messages, False]
     stops = twin.characters_of(template.stop_token_ids)
@@ -96,9 +97,9 @@ def _render(
 ) -> dict[tuple[int, bool], Traced]:
     """Texts by (how many messages, with generation prompt?): before and after each turn, and all of it."""
     stages = [stage for index in trained for stage in ((index, True), (index + 1, False))]
-    listed, tools = template.variables(conversation.messages, conversation.tools)
-    num_put_before = len(listed) - len(conversation.messages)
     try:
+        listed, tools = template.variables(conversation.messages, conversation.tools)
+        num_put_before = len(listed) - len(conversation.messages)
         return {
             (count, is_prompt): template.render(
                 listed[: num_put_before + count], tools, add_generation_prompt=is_prompt
@@ -118,31 +119,32 @@ def _prove(prompt: Rendered, text: Rendered, index: int, message: Message, stops
         raise RefusedError(
             reason, "use a template (or template_args) whose generation prompt begins the turn"
         )
-    message_end = max((run[0] + run[1] for run in text.messages if run[2][0] == index), default=begin)
+    own = [run for run in text.messages if run.source[0] == index]
+    message_end = own[-1].begin + own[-1].length if own else begin
     behind = [place for place in text.controls if place >= max(begin, message_end)]
     end = next((place + 1 for place in behind if text.text[place] in stops), None)
     if end is None:
         reason = f"{name}: the template writes no end-of-turn token after it"
         raise RefusedError(reason, "use a template that ends every answer")
-    written = [run for run in text.messages if begin <= run[0] < end]
-    if any(source[0] != index for _, _, source, _ in written):
+    written = [run for run in text.messages if begin <= run.begin < end]
+    if any(run.source[0] != index for run in written):
         reason = f"{name}: the template writes other text of the record into the answer"
         raise RefusedError(reason, "use another template")
     fields = {"content": message.content, "reasoning_content": message.reasoning_content or ""}
     num_trimmed = sum(_count_trimmed(name, field, whole, written) for field, whole in fields.items())
-    if message.tool_calls and not any(source[1] == "tool_calls" for _, _, source, _ in written):
+    if message.tool_calls and not any(run.source[1] == "tool_calls" for run in written):
         raise RefusedError(f"{name}: the template leaves out its tool_calls", "use one that writes them")
     return Turn(prompt, text, end, num_trimmed)
 
 
-def _count_trimmed(name: str, field: str, whole: str, written: Sequence[tuple[int, int, Source, int]]) -> int:
+def _count_trimmed(name: str, field: str, whole: str, written: Sequence[MessageRun]) -> int:
     """How much whitespace of a field the template cut off; refuses where it changed anything else."""
-    runs = [(start, start + length) for _, length, source, start in written if source[1] == field]
+    runs = [run for run in written if run.source[1] == field]
     if not runs and whole.strip():
         raise RefusedError(f"{name}: the template leaves out its {field}", "use one that writes it")
-    in_place = all(start != UNPLACED for start, _ in runs)
-    in_order = all(before[1] == after[0] for before, after in itertools.pairwise(runs))
-    first, last = (runs[0][0], runs[-1][1]) if runs else (0, 0)
+    in_place = all(run.start != UNPLACED for run in runs)
+    in_order = all(run.start + run.length == following.start for run, following in itertools.pairwise(runs))
+    first, last = (runs[0].start, runs[-1].start + runs[-1].length) if runs else (0, 0)
     trimmed = whole[:first] + whole[last:]
     if not in_place or not in_order or trimmed.strip():
         remedy = "use another template"
@@ -156,7 +158,7 @@ def _check_nothing_left_out(
     text: Rendered, conversation: Conversation, num_messages: int, template: Template
 ) -> None:
     """Refuses when a message's text, or the tools, are missing; earlier reasoning alone may be dropped."""
-    found = {source for _, _, source, _ in text.messages}
+    found = {run.source for run in text.messages}
     if UNKNOWN in found:
         return
     for index, message in enumerate(conversation.messages[:num_messages]):

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import tokenizers
@@ -25,18 +25,27 @@ from finetooth.data.tokenizer_files import vocabulary_of
 BLOCKS = (0xF0000, 0x100000)
 
 
+class MessageRun(NamedTuple):
+    """Consecutive characters of one message: where they begin in a text, and where in their source."""
+
+    begin: int
+    length: int
+    source: Source
+    start: int
+
+
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """What a template wrote, ready for a twin to encode.
 
     text:     as rendered, each control token that the template wrote replaced by its private character
     controls: where in `text` those characters stand, ascending
-    messages: the runs of message text, ascending: (begin in `text`, length, source, start in the source)
+    messages: the runs of message text, ascending
     """
 
     text: str
     controls: tuple[int, ...]
-    messages: tuple[tuple[int, int, Source, int], ...]
+    messages: tuple[MessageRun, ...]
 
 
 class Twin:
@@ -69,7 +78,7 @@ class Twin:
         plain = str.__str__(rendered)
         pieces: list[str] = []
         controls: list[int] = []
-        messages: list[tuple[int, int, Source, int]] = []
+        messages: list[MessageRun] = []
         begin = written = 0
         for length, source, start in _template_runs_merged(rendered.runs):
             piece = plain[begin : begin + length]
@@ -78,7 +87,7 @@ class Twin:
                 piece, places = self._neutralised_region(piece)
                 controls.extend([written + place for place in places])
             else:
-                messages.append((written, length, source, start))
+                messages.append(MessageRun(written, length, source, start))
             pieces.append(piece)
             written += len(piece)
         return Rendered("".join(pieces), tuple(controls), tuple(messages))
