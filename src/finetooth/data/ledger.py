@@ -43,8 +43,9 @@ class Outcome:
 
     def stops(self, data: DataConfig) -> bool:
         """Whether the settings make it an error."""
-        setting = {"kept": "drop", "refused": data.on_bad_record, "dropped": data.on_long_document}
-        return setting[self.state] == "error"
+        if self.state == "refused":
+            return data.on_bad_record == "error"
+        return self.state == "dropped" and data.on_long_document == "error"
 
     def problem(self) -> str:
         """Why it was not kept, with its place and what to do."""

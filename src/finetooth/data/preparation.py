@@ -307,10 +307,8 @@ def _require_sums(
             if stored != getattr(count, name):
                 mistakes.append(f"{stored} {name} stored for {split}")
     if mistakes:
-        fact = f"the ledger does not add up: it differs from {', '.join(mistakes)}"
-        raise FinetoothError(
-            problem(folder / "ledger.jsonl", fact, "please report this mistake of finetooth")
-        )
+        fact = f"it does not add up with {', '.join(mistakes)}"
+        raise FinetoothError(problem(folder / "ledger.jsonl", fact, "report this mistake of finetooth"))
 
 
 def _require_documents(
