@@ -345,9 +345,3 @@ def test_a_source_whose_format_is_not_recognised_is_told(shown: list[Record | Ba
         f"t.jsonl: its format is not recognised {fact}; "
         'set data.format, or name two fields: data.fields: {"prompt": …, "response": …}'
     )
-
-
-def test_a_source_without_records_is_told():
-    with pytest.raises(DataError) as caught:
-        settle_format([], "records", format="auto", fields=None)
-    assert str(caught.value) == "records: holds no record; give at least one"

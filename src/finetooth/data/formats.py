@@ -99,8 +99,7 @@ def settle_format(
             return found
         if first is None or (isinstance(first, BadLine) and isinstance(entry, Record)):
             first = entry
-    if first is None:
-        raise DataError(problem(place, "holds no record", "give at least one"))
+    assert first is not None, "a source without entries is refused before"
     shown = f": {first.fact}" if isinstance(first, BadLine) else f" has {_listed(first.fields)}"
     fact = f"its format is not recognised (line {first.origin.line}{shown})"
     remedy = 'set data.format, or name two fields: data.fields: {"prompt": …, "response": …}'

@@ -1,0 +1,110 @@
+"""`prepare` prints what became of the records, in 80 columns, and returns the same as JSON."""
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tests.small_tokenizer import write_small_tokenizer
+
+from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig
+from finetooth.prepare import prepare
+
+
+def run(data: dict[str, Any], **console: Any) -> tuple[dict[str, Any], str]:
+    usual = {"train": "train.jsonl", "template": "chatml", "cache_dir": "cache", "on_bad_record": "drop"}
+    config = SFTConfig(model=ModelConfig(path="tokenizer"), data=DataConfig(**usual | data), output_dir="run")
+    output = StringIO()
+    result = prepare(config, console=Console(file=output, width=80, **console))
+    assert json.loads(json.dumps(result)) == result
+    return result, output.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_small_tokenizer(tmp_path / "tokenizer")
+    lines = [json.dumps({"prompt": f"What is {n}?", "response": "[red]four\x1b[31m"}) for n in range(30)]
+    long = json.dumps({"prompt": "What is two?", "response": "four " * 99})
+    Path("train.jsonl").write_text("\n".join([*lines, '{"prompt": 1, "response": ""}', long, long]))
+
+
+def test_the_summary_in_full():
+    result, output = run({"dev": 0.2, "max_length": 80, "max_records": 33, "train": "train.jsonl"})
+    train, dev = result["splits"]["train"], result["splits"]["dev"]
+    for split in (train, dev):
+        assert split["kept"] == split["documents"]
+        assert split["kept"] + split["dropped"] + split["refused"] == split["records"]
+    assert train["records"] + dev["records"] == 33
+
+    def row(name: str, left: object, right: object) -> str:
+        widths = [max(5, len(f"{split['tokens']:,}")) for split in (train, dev)]
+        return f"{name:<16}  {left:>{widths[0]}}  {right:>{widths[1]}}\n"
+
+    counts = ("records", "kept", "dropped", "refused", "documents", "tokens", "targets")
+    shares = [f"{split['targets'] / split['tokens']:.1%}" for split in (train, dev)]
+    assert output == (
+        "train.jsonl: prepared, template chatml\n"
+        f"ledger and stores: {result['folder']}\n\n"
+        + row("", "train", "dev")
+        + "".join(row(name, f"{train[name]:,}", f"{dev[name]:,}") for name in counts)
+        + row("targets, share", *shares)
+        + row("longest document", train["longest"], dev["longest"])
+        + "2 × longer than data.max_length (80 tokens)\n"
+        "1 × 'prompt' is a number instead of a text\n\n"
+        f"The document of train.jsonl:{shown_line(output)}; targets stand ⟦in brackets⟧:\n\n"
+        "<|im_start|>user↵\n"
+        f"What is {shown_line(output) - 1}?<|im_end|>↵\n"
+        "<|im_start|>assistant↵\n"
+        "⟦[red]four\\x1b[31m<|im_end|>⟧↵\n\n"
+    )
+    assert Path(result["ledger"]).is_file()
+
+
+def shown_line(output: str) -> int:
+    return int(output.split("The document of train.jsonl:")[1].split(";")[0])
+
+
+def test_a_second_call_says_that_nothing_was_to_do():
+    first, _ = run({"dev": None})
+    second, output = run({"dev": None})
+    assert (first["is_reused"], second["is_reused"]) == (False, True)
+    assert {**first, "is_reused": True} == second
+    assert output.startswith("train.jsonl: already prepared, template chatml\n")
+
+
+def test_what_was_not_read_trimmed_or_listed_is_told():
+    broken = ["{", "[", "1", "null", '"a"', "{}"]
+    good = [json.dumps({"prompt": "What?", "response": f" {n} "}) for n in range(3)]
+    Path("train.jsonl").write_text("\n".join([*good, *broken, *good]))
+    trimming = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.strip() }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    Path("trimming.jinja").write_text(trimming)
+    result, output = run({"dev": None, "max_records": 9, "template": "trimming.jinja"})
+    assert result["has_more_records"] is True
+    assert result["num_trimmed"] == 6
+    assert result["splits"]["train"]["refused"] == 6
+    remarks = output.split("longest document")[1].split("\n")[1:9]
+    assert remarks[5:8] == [
+        "1 other reasons stand in the ledger",
+        "records beyond data.max_records (9) were not read",
+        "6 characters of whitespace cut off by the template",
+    ]
+
+
+def test_colours_are_for_terminals_only():
+    _, plain = run({"dev": None})
+    assert "\x1b" not in plain
+    _, coloured = run({"dev": None}, force_terminal=True, color_system="standard")
+    assert "\x1b[1;32m⟦[red]four\\x1b[31m<|im_end|>⟧" in coloured
+
+
+def test_a_long_sample_is_cut_and_says_so():
+    Path("train.jsonl").write_text(json.dumps({"prompt": "What is two?" * 400, "response": "four"}))
+    _, output = run({"dev": None, "max_length": 9999})
+    assert output.rstrip().endswith("…")
+    assert len(output) < 4000
