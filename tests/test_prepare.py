@@ -26,7 +26,9 @@ def run(data: dict[str, Any], **console: Any) -> tuple[dict[str, Any], str]:
 def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_small_tokenizer(tmp_path / "tokenizer")
-    lines = [json.dumps({"prompt": f"What is {n}?", "response": "[red]four\x1b[31m"}) for n in range(30)]
+    lines = [
+        json.dumps({"prompt": f"What is {n}?", "response": "[red]four\x1b[31m", "id": n}) for n in range(30)
+    ]
     long = json.dumps({"prompt": "What is two?", "response": "four " * 99})
     Path("train.jsonl").write_text("\n".join([*lines, '{"prompt": 1, "response": ""}', long, long]))
 
@@ -53,7 +55,8 @@ def test_the_summary_in_full():
         + row("targets, share", *shares)
         + row("longest document", train["longest"], dev["longest"])
         + "2 × longer than data.max_length (80 tokens)\n"
-        "1 × 'prompt' is a number instead of a text\n\n"
+        "1 × 'prompt' is a number instead of a text\n"
+        "not read: 'id', in 30 records\n\n"
         f"The document of train.jsonl:{shown_line(output)}; targets stand ⟦in brackets⟧:\n\n"
         "<|im_start|>user↵\n"
         f"What is {shown_line(output) - 1}?<|im_end|>↵\n"

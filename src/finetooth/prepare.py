@@ -38,6 +38,7 @@ def prepare(config: SFTConfig, *, console: Console) -> dict[str, Any]:
         "ledger": str(prepared.folder / "ledger.jsonl"),
         "is_reused": prepared.is_reused,
         "template": prepared.template.name,
+        "unread_fields": prepared.unread_fields,
         "has_more_records": prepared.has_more_records,
         **dataclasses.asdict(prepared.report),
         "splits": {
@@ -68,6 +69,8 @@ def _remarks(prepared: PreparedData, config: SFTConfig) -> list[str]:
     remarks = [f"{number:,} × {reason}" for reason, number in reasons.most_common(_REASONS_SHOWN)]
     if len(reasons) > _REASONS_SHOWN:
         remarks.append(f"{len(reasons) - _REASONS_SHOWN} other reasons stand in the ledger")
+    for name, number in prepared.unread_fields.items():
+        remarks.append(f"not read: {name!r}, in {number:,} records")
     if prepared.has_more_records:
         remarks.append(f"records beyond data.max_records ({config.data.max_records}) were not read")
     if prepared.report.num_trimmed:

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetooth.base.errors import DataError
-from finetooth.data.formats import BadRecord, Format, detect_format, settle_format, to_conversation
+from finetooth.data.formats import (
+    BadRecord,
+    Format,
+    detect_format,
+    settle_format,
+    to_conversation,
+    unread_fields,
+)
 from finetooth.data.records import Conversation, Message, Origin, Record
 from finetooth.data.sources import BadLine, read_records
 
@@ -89,6 +96,19 @@ def test_messages_carry_everything_that_is_rendered():
     )
     assert conversation.tools == (tool,)
     assert not conversation.is_prompt_response
+
+
+def test_what_a_format_passes_over_is_named():
+    def unread(record: dict[str, Any], format: Format, **options: Any) -> list[str]:
+        return list(unread_fields(Record(ORIGIN, record), format=format, **options))
+
+    pair = {"prompt": "a", "response": "b", "id": 7, "empty": "", "none": None, "zero": 0}
+    assert unread(pair, "prompt-response") == ["id", "zero"]
+    names = {"prompt": "id", "response": "zero"}
+    assert unread(pair, "prompt-response", fields=names) == ["prompt", "response"]
+    assert unread({"question": "a", "answer": "b", "x": [1]}, "gsm8k") == ["x"]
+    tool = {"role": "tool", "content": "4", "tool_call_id": "c1", "name": "", "weight": 1}
+    assert unread({"messages": [tool], "tools": [], "x": {}}, "messages") == ["messages[].tool_call_id"]
 
 
 @pytest.mark.parametrize(

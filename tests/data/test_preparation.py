@@ -220,6 +220,17 @@ def test_records_beyond_the_limit_are_not_read(tokenizer: str):
     assert not prepare_data(config(tokenizer, max_records=2)).has_more_records
 
 
+def test_what_is_passed_over_is_counted(tokenizer: str, monkeypatch: pytest.MonkeyPatch):
+    alpaca = {"instruction": "Add.", "input": "2 and 2", "output": "four", "id": ""}
+    write("train.jsonl", [json.dumps(alpaca), json.dumps(alpaca | {"input": ""}), json.dumps(alpaca)])
+    names = {"prompt": "instruction", "response": "output"}
+    assert prepare_data(config(tokenizer, fields=names)).unread_fields == {"input": 2}
+    assert prepare_data(config(tokenizer, fields=names)).unread_fields == {"input": 2}
+    write("train.jsonl", [json.dumps(alpaca | {f"x{n}": n for n in range(1, 9)})])
+    monkeypatch.setattr(preparation, "_UNREAD_FIELDS_NOTED", 3)
+    assert len(prepare_data(config(tokenizer, fields=names)).unread_fields) == 3
+
+
 def test_nothing_is_prepared_twice_and_every_change_is_noticed(tokenizer: str, tmp_path: Path):
     write("train.jsonl", [line(number) for number in range(9)])
     write("other.jsonl", [line(number) for number in range(9)])

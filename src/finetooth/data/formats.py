@@ -8,7 +8,7 @@ gsm8k            {"question": "2+2?", "answer": "2+2 = <<2+2=4>>4\n#### 4"}
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -27,6 +27,7 @@ _ROLES: dict[str, Role] = {
     "tool": "tool",
 }
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
+_READ_KEYS = ("role", "content", "reasoning_content", "tool_calls", "weight")
 # Keys that would change what is trained if they were passed over, and what to do about each.
 _UNREAD_KEYS = {
     "function_call": "write it as an entry of tool_calls",
@@ -76,6 +77,24 @@ def detect_format(fields: Mapping[str, Any]) -> Format | None:
     if "prompt" in fields and ("response" in fields or "completion" in fields):
         return "prompt-response"
     return None
+
+
+def unread_fields(
+    record: Record, *, format: Format, fields: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Names of what a record holds and its format passes over, empty values aside, also within messages.
+
+    {"prompt": "a", "response": "b", "id": 7} gives "id"; a message's tool_call_id gives
+    "messages[].tool_call_id". The record must be a conversation in this format.
+    """
+    read = {"messages": ("messages", "tools"), "gsm8k": ("question", "answer")}.get(format)
+    names = read or (fields.values() if fields else ("prompt", "response", "completion"))
+    yield from (name for name, value in record.fields.items() if name not in names and not _is_empty(value))
+    if format == "messages":
+        for entry in cast(list[dict[str, Any]], record.fields["messages"]):
+            for key, value in entry.items():
+                if key not in _READ_KEYS and not _is_empty(value):
+                    yield f"messages[].{key}"
 
 
 def settle_format(
@@ -229,6 +248,10 @@ def _objects(value: object, place: str) -> list[dict[str, Any]]:
             fact = f"{place}[{index}] is {kind_of(entry)} instead of an object"
             raise _UnfitError(fact, "write it as an object")
     return cast(list[dict[str, Any]], entries)
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or value in ("", [], {})
 
 
 def _listed(fields: Mapping[str, Any]) -> str:

@@ -16,15 +16,16 @@ import importlib.metadata
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from finetooth.base.errors import DataError, FinetoothError, problem
 from finetooth.base.files import check_folder, new_folder, sha256_of
 from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig
-from finetooth.data.formats import Format, settle_format
+from finetooth.data.formats import Format, settle_format, unread_fields
 from finetooth.data.ledger import Counts, Outcome, Split, count_ledger, render_records
 from finetooth.data.masking import RenderReport
 from finetooth.data.records import Record
@@ -37,6 +38,7 @@ from finetooth.data.tokenizer import Tokenizer, load_tokenizer
 if TYPE_CHECKING:
     from rich.console import Console
 
+_UNREAD_FIELDS_NOTED = 100
 _LIBRARIES_THAT_RENDER = ("jinja2", "tokenizers")
 
 
@@ -46,6 +48,7 @@ class PreparedData:
 
     counts:           by split, what the ledger says
     report:           what rendering changed
+    unread_fields:    in how many kept records stands what, that is not read
     has_more_records: whether the training file holds more than data.max_records; those were not read
     is_reused:        whether it lay in the cache already
     """
@@ -57,6 +60,7 @@ class PreparedData:
     folder: Path
     counts: dict[str, Counts]
     report: RenderReport
+    unread_fields: dict[str, int]
     has_more_records: bool
     is_reused: bool
 
@@ -191,6 +195,7 @@ def _open(folder: Path, tokenizer: Tokenizer, template: Template, *, is_reused: 
         folder=folder,
         counts={split: Counts(**count) for split, count in described["counts"].items()},
         report=RenderReport(**described["report"]),
+        unread_fields=described["unread_fields"],
         has_more_records=described["has_more_records"],
         is_reused=is_reused,
     )
@@ -215,15 +220,16 @@ def _write(
                     template_fingerprint=template.fingerprint,
                 )
             )
-        num_read, report = _write_records(folder / "ledger.jsonl", writers, config, sources, template)
+        tally = _write_records(folder / "ledger.jsonl", writers, config, sources, template)
         counts = count_ledger(folder / "ledger.jsonl")
-        _require_sums(counts, writers, num_read, folder)
+        _require_sums(counts, writers, tally.num_read, folder)
         _require_documents(counts, writers, config.data)
     described = {
         "settings": settings,
         "has_more_records": sources[0].has_more(),
         "counts": {split: dataclasses.asdict(count) for split, count in counts.items()},
-        "report": dataclasses.asdict(report),
+        "report": dataclasses.asdict(tally.report),
+        "unread_fields": dict(sorted(tally.unread_fields.items())),
     }
     (folder / "prepared.json").write_text(json.dumps(described, indent=1))
 
@@ -234,47 +240,55 @@ def _write_records(
     config: SFTConfig,
     sources: list[_Source],
     template: Template,
-) -> tuple[int, RenderReport]:
-    """Writes every record's documents and ledger line; returns how many records were read, and the report."""
+) -> "_Tally":
+    """Writes every record's documents and ledger line."""
     problems: list[str] = []
-    num_read, total = 0, RenderReport()
+    tally = _Tally()
     with ledger.open("w", encoding="utf-8") as file:
         for source in sources:
             threshold = _split_threshold(source, config)
-            entries = _Counted(source.entries())
+            entries = tally.counted(source.entries())
             for outcomes, report in render_records(entries, template, format=source.format, data=config.data):
-                total += report
+                tally.report += report
                 for outcome in outcomes:
                     split = _split_of(outcome, source, threshold, config.training.seed)
                     file.write(json.dumps(outcome.ledger_line(split)) + "\n")
                     if outcome.stops(config.data):
                         problems.append(outcome.problem())
-                    for document in outcome.documents if outcome.state == "kept" else ():
-                        writers[split].append(document)
-            num_read += entries.number
+                    if outcome.state == "kept":
+                        tally.note_unread_fields(outcome, source.format, config.data)
+                        for document in outcome.documents:
+                            writers[split].append(document)
             _require_unchanged(source)
     if problems:
         raise DataError(problems)
-    return num_read, total
+    return tally
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What adds up while records pass; the number read is compared with what the ledger says."""
+
+    num_read: int = 0
+    report: RenderReport = field(default_factory=RenderReport)
+    unread_fields: Counter[str] = field(default_factory=Counter[str])
+
+    def counted(self, entries: Iterator[Record | BadLine]) -> Iterator[Record | BadLine]:
+        for entry in entries:
+            self.num_read += 1
+            yield entry
+
+    def note_unread_fields(self, outcome: Outcome, format: Format, data: DataConfig) -> None:
+        assert isinstance(outcome.entry, Record)
+        for name in set(unread_fields(outcome.entry, format=format, fields=data.fields)):
+            if name in self.unread_fields or len(self.unread_fields) < _UNREAD_FIELDS_NOTED:
+                self.unread_fields[name] += 1
 
 
 def _require_unchanged(source: _Source) -> None:
     if _state_of(source.path) != source.state:
         fact = "the file changed while it was read"
         raise DataError(problem(source.path, fact, "run again when it is complete"))
-
-
-class _Counted:
-    """Counts the entries that are taken out of a source, to compare with what the ledger says."""
-
-    def __init__(self, entries: Iterator[Record | BadLine]):
-        self.number = 0
-        self._entries = entries
-
-    def __iter__(self) -> Iterator[Record | BadLine]:
-        for entry in self._entries:
-            self.number += 1
-            yield entry
 
 
 def _split_threshold(source: _Source, config: SFTConfig) -> int:
