@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetooth.base.errors import DataError
@@ -292,6 +292,7 @@ likely_fields = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(fields=likely_fields, format=st.sampled_from(FORMATS), named=st.booleans())
 def test_any_json_gives_a_conversation_or_a_refusal(fields: dict[str, Any], format: Format, named: bool):
     detect_format(fields)

@@ -240,6 +240,7 @@ def test_any_bytes_give_entries_or_a_data_error(tmp_path_factory, content: bytes
             assert 1 <= entry.origin.line <= content.count(b"\n") + 1
 
 
+@settings(deadline=None)
 @given(fields=json_objects)
 def test_a_strictly_read_object_equals_the_plainly_read_one(fields: dict[str, Any]):
     text = json.dumps(fields)

@@ -1,6 +1,6 @@
 """The dev share is a pure function of content and seed, and leaves no side empty."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetooth.data.records import Origin, Record
@@ -25,6 +25,7 @@ def test_the_key_is_of_content_and_seed_only():
     assert 0 <= key < 2**64
 
 
+@settings(deadline=None)
 @given(
     numbers=st.sets(st.integers(0, 50), min_size=2, max_size=12),
     share=st.floats(0.001, 0.999),
