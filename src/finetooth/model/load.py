@@ -1,8 +1,6 @@
 """Loads a policy, or builds one from fresh parameters, and proves that it computes what it should."""
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from finetooth.config.schema import ModelConfig
 from finetooth.data.records import Document, Origin
 from finetooth.data.tokenizer import Tokenizer
 from finetooth.model.policy import PolicyModel
+from finetooth.model.quiet import quiet_transformers
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 SHOWN_NAMES = 5
@@ -35,7 +34,7 @@ def load_policy(model: ModelConfig, *, devices: DeviceManager, seed: int = 42) -
     incomplete, or not computed exactly by finetooth.
     """
     place = "model.path" if model.path else "model.from_config"
-    with _quiet_transformers():
+    with quiet_transformers():
         if model.path is not None:
             loaded = _load(model.path, place)
         else:
@@ -226,18 +225,3 @@ def _some(names: list[str]) -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Its load report and progress bars are replaced by our own messages."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-# Enough rows for matrix products at full speed; bounds the logits held at once to CHUNK_LOGITS floats.
-CHUNK_LOGITS = 1 << 26
+# Logits held at once: on a CPU about what its last cache holds, elsewhere enough rows for fast matrix products.
+CHUNK_LOGITS = {"cpu": 1 << 23}
+CHUNK_LOGITS_ELSEWHERE = 1 << 28
 MAX_CHUNK_ROWS = 8192
 
 
@@ -117,23 +118,28 @@ class _HeadLoss(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
         bias_gradient = torch.zeros_like(bias_V, dtype=wide) if wants_bias and bias_V is not None else None
         loss_sum = torch.zeros((), dtype=wide, device=hidden_ND.device)
-        chunk_rows = max(1, min(MAX_CHUNK_ROWS, CHUNK_LOGITS // weight_VD.shape[0]))
+        chunk_logits = CHUNK_LOGITS.get(hidden_ND.device.type, CHUNK_LOGITS_ELSEWHERE)
+        chunk_rows = max(1, min(MAX_CHUNK_ROWS, chunk_logits // weight_VD.shape[0]))
         for start in range(0, len(targets_N), chunk_rows):
             rows = slice(start, start + chunk_rows)
             narrow_hidden_ND = hidden_ND[rows].to(options.compute_dtype)
-            loss, gradient_NV = _chunk(
-                narrow_hidden_ND, narrow_weight_VD, bias_V, targets_N[rows], loss_weights_N[rows], options
+            weights_N1 = loss_weights_N[rows, None].to(wide)
+            losses_N1, gradient_NV = _chunk(
+                narrow_hidden_ND, narrow_weight_VD, bias_V, targets_N[rows], options
             )
-            loss_sum += loss
+            loss_sum += (losses_N1 * weights_N1).sum()
             if gradient_NV is None:
                 continue
+            # Weights and scale go to the small factors of each product, which saves a pass over [N, V].
+            factor_N1 = weights_N1 * options.gradient_scale
             if bias_gradient is not None:
-                bias_gradient += gradient_NV.sum(0)
+                bias_gradient += (gradient_NV.T @ factor_N1).squeeze(1)
             gradient_NV = gradient_NV.to(options.compute_dtype)
             if hidden_gradient is not None:
-                hidden_gradient[rows] = gradient_NV @ narrow_weight_VD
+                hidden_gradient[rows] = (gradient_NV @ narrow_weight_VD) * factor_N1
             if weight_gradient is not None:
-                _add_product(weight_gradient, gradient_NV.T, narrow_hidden_ND)
+                scaled_ND = (narrow_hidden_ND * factor_N1).to(options.compute_dtype)
+                _add_product(weight_gradient, gradient_NV.T, scaled_ND)
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
         ctx.gradient_scale = options.gradient_scale
         ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
@@ -154,25 +160,21 @@ def _chunk(
     weight_VD: torch.Tensor,
     bias_V: torch.Tensor | None,
     targets_N: torch.Tensor,
-    loss_weights_N: torch.Tensor,
     options: _Options,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The chunk's loss sum, and the scaled gradient of its logits [N, V] if it is wanted."""
+    """The cross-entropy of each target [N, 1] and, if wanted, its gradient by the logits [N, V]."""
     wide = torch.promote_types(hidden_ND.dtype, torch.float32)
     logits_NV = (hidden_ND @ weight_VD.T).to(wide)
     if bias_V is not None:
         logits_NV += bias_V
     logits_NV = options.transform.apply(logits_NV)
-    log_normaliser_N = torch.logsumexp(logits_NV, dim=-1)
-    target_logits_N = logits_NV.gather(1, targets_N[:, None]).squeeze(1)
-    weights_N = loss_weights_N.to(wide)
-    loss = ((log_normaliser_N - target_logits_N) * weights_N).sum()
+    log_probabilities_NV = torch.log_softmax(logits_NV, dim=-1)
+    losses_N1 = -log_probabilities_NV.gather(1, targets_N[:, None])
     if not options.take_gradients:
-        return loss, None
-    gradient_NV = torch.exp(logits_NV - log_normaliser_N[:, None])
-    gradient_NV.scatter_add_(1, targets_N[:, None], torch.full_like(target_logits_N, -1.0)[:, None])
-    gradient_NV *= (weights_N * options.gradient_scale)[:, None]
-    return loss, options.transform.backpropagate(gradient_NV, logits_NV)
+        return losses_N1, None
+    gradient_NV = log_probabilities_NV.exp_()
+    gradient_NV.scatter_add_(1, targets_N[:, None], torch.full_like(losses_N1, -1.0))
+    return losses_N1, options.transform.backpropagate(gradient_NV, logits_NV)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from finetooth.batching.collate import Batch
 from finetooth.model.attention import IMPLEMENTATION
 from finetooth.model.loss import LogitTransform, head_loss, sft_loss
+from finetooth.model.quiet import quiet_transformers
 
 IGNORED_LABEL = -100
 
@@ -94,7 +95,7 @@ class PolicyModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json, generation_config.json and safetensors, as plain transformers loads them."""
-        with self.own_attention():
+        with self.own_attention(), quiet_transformers():
             self.model.save_pretrained(folder)
 
     def frozen_copy(self) -> "PolicyModel":

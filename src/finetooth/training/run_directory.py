@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from finetooth import __version__
 from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.files import write_atomically
@@ -26,7 +27,7 @@ from finetooth.config.describe import describe_config
 from finetooth.config.schema import SFTConfig
 
 Resume = Literal["never", "must", "auto"]
-LIBRARIES = ("finetooth", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 def claim_run_directory(path: Path, *, resume: Resume) -> None:
@@ -75,5 +76,5 @@ def _environment(devices: DeviceManager) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": devices.describe(),
         "command": sys.argv,
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {"finetooth": __version__, **{name: version(name) for name in LIBRARIES}},
     }
