@@ -33,7 +33,7 @@ HABITS = {
     "blocks": "{% for m in messages %}\n    {% if true %}\n{{ m.role }}\n    {% endif %}\n{% endfor %}\n\n",
     "namespace": "{% set ns = namespace(a='x') %}{% for m in messages %}"
     "{% set ns.a = ns.a ~ m.content %}{% endfor %}{{ ns.a }}",
-    "values": "{{ messages[0] }}{{ none }}{{ 1.5 }}{{ missing }}{{ messages | length }}{{ (1, 'a') }}{{ 1 == 1 }}",
+    "values": "{{ messages[0] }}{{ none }}{{ 1.5 }}{{ missing }}{{ messages | length }}{{ (1, 'a') }}",
     "set block": "{% set x %}[{{ messages[0].content }}]{% endset %}{{ x | trim }}{{ x }}",
     "call": "{% macro m(a) %}<{{ caller() }}{{ a }}>{% endmacro %}"
     "{% call m(messages[0].role) %}{{ 1 }}{% endcall %}",
@@ -55,17 +55,20 @@ def traced(value: Any) -> Any:
 
 
 def assert_renders_as_in_transformers(text: str, messages: list[dict[str, Any]]) -> None:
-    for add_generation_prompt in (False, True):
-        variables = {"add_generation_prompt": add_generation_prompt, "bos_token": "<s>", "eos_token": "</s>"}
+    for variables in ({"add_generation_prompt": False}, {"add_generation_prompt": True, "bos_token": "<s>"}):
         given = {"messages": traced(messages), "tools": None, "documents": None, **variables}
-        expected = outcome(lambda: render_jinja_template([messages], chat_template=text, **variables)[0][0])
-        assert outcome(lambda: str.__str__(render_traced(compile_template(text), given))) == expected
+        expected = outcome(transformers_text, text, messages, variables)
+        assert outcome(render_traced, compile_template(text), given) == expected
 
 
-def outcome(render: Callable[[], str]) -> str:
-    """The text, or what the template itself complains of."""
+def transformers_text(text: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+    return render_jinja_template([messages], chat_template=text, **variables)[0][0]
+
+
+def outcome(render: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What comes out, or what the template itself complains of."""
     try:
-        return render()
+        return render(*arguments, **options)
     except jinja2.TemplateError as error:
         return f"refused: {error}"
 

@@ -41,11 +41,11 @@ class Traced(str):
     def __str__(self) -> str:
         return self
 
-    def __add__(self, other: str, /) -> str:
-        return joined((self, other))
+    def __add__(self, other: object, /) -> str:
+        return joined((self, _text(other)))
 
-    def __radd__(self, other: str, /) -> str:
-        return joined((other, self))
+    def __radd__(self, other: object, /) -> str:
+        return joined((_text(other), self))
 
     def __iter__(self) -> Iterator[str]:
         return (self._cut(index, index + 1) for index in range(len(self)))
@@ -155,6 +155,12 @@ def source_within(value: Any) -> Source | None:
         parts = cast(Iterable[Any], value)
         return next((source for part in parts if (source := source_within(part))), None)
     return UNKNOWN
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    raise TypeError(f"text and {type(value).__name__} cannot be added")
 
 
 def _placeless(name: str) -> Callable[..., Any]:
