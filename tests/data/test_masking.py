@@ -336,6 +336,42 @@ def test_masks_cost_less_than_the_encoding_itself(shared: Path):
     assert time.process_time() - middle < 2 * (middle - begin)
 
 
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": [2, "é"], "b": {"c": None}}}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+WITH_TOOLS = Conversation(
+    (
+        Message("system", "Be brief."),
+        Message("user", "2+2?"),
+        Message("assistant", "Let me add.", reasoning_content="A sum.", tool_calls=(CALL, CALL)),
+        Message("tool", "4"),
+        Message("assistant", "4", reasoning_content="It says 4."),
+    ),
+    Origin("t", 1),
+    tools=(TOOL, TOOL),
+)
+
+
+@pytest.mark.slow
+def test_tools_and_reasoning_get_the_ids_of_transformers(shared: Path):
+    from transformers import AutoTokenizer
+
+    folder = shared / "tokenizers/qwen3"
+    template = resolve_template("auto", load_tokenizer(str(folder)))
+    expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        plain_messages(WITH_TOOLS), tools=list(WITH_TOOLS.tools), return_dict=False
+    )
+    [document] = rendered(template, WITH_TOOLS)
+    assert document.token_ids.tolist() == expected
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": [2, "é"], "b": {"c": null}}}\n</tool_call>'
+    assert target_texts(document, template.tokenizer) == [
+        f"<think>\nA sum.\n</think>\n\nLet me add.\n{call}\n{call}<|im_end|>",
+        "<think>\nIt says 4.\n</think>\n\n4<|im_end|>",
+    ]
+    assert document.token_ids[: document.prompt_length].tolist() == encode_prompt(
+        template, WITH_TOOLS.messages[:4], WITH_TOOLS.tools
+    )
+
+
 def _control_strings(jinja_text: str) -> list[str]:
     return sorted(set(re.findall(r"</?\|?[a-z_]+\|?>", jinja_text)) - {"<tools>", "</tools>"})
 
