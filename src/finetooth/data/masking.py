@@ -122,7 +122,10 @@ def _parts(chain: Chain, twin: Twin, encoded: Mapping[str, np.ndarray]) -> Itera
     turns: list[Turn] = []
     starts: list[int] = []
     for turn in chain.turns:
-        start = _prompt_end(turn.prompt, encoded[_last_stretch(turn.prompt)], token_ids, controls)
+        stretch = _last_stretch(turn.prompt)
+        start = _prompt_end(turn.prompt, encoded[stretch], token_ids, controls)
+        if twin.swallows(stretch, turn.text.text[len(turn.prompt.text)]):
+            start = None
         turns.append(turn)
         if start is not None:
             starts.append(start)

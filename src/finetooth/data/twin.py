@@ -60,6 +60,8 @@ class Twin:
         self._own_text = re.compile(f"[{self.mark}-{chr(first_character + len(control_tokens))}]")
         self._neutralised_region = functools.lru_cache(maxsize=4096)(self._neutralise_region)
         self._ids = {character: control_tokens[token] for token, character in self._characters.items()}
+        swallowing = {token["content"] for token in definition["added_tokens"] if token.get("rstrip")}
+        self._swallowing = frozenset(self._characters[token] for token in swallowing & control_tokens.keys())
         unknown_id = _unknown_id(definition["model"])
         self._encoder = _encoder(definition, self._characters, self.mark)
         for character, token_id in self._ids.items():
@@ -72,6 +74,10 @@ class Twin:
     def holds_own_characters(self, text: str) -> bool:
         """Whether a text holds a character that this twin would take for a control token."""
         return not text.isascii() and self._own_text.search(text) is not None
+
+    def swallows(self, stretch: str, following: str) -> bool:
+        """Whether the control token that begins a stretch takes away the character that follows it, a blank."""
+        return stretch[:1] in self._swallowing and not stretch[1:].strip() and following.isspace()
 
     def neutralise(self, rendered: Traced) -> Rendered:
         """Replaces the control tokens in what the template wrote; all that a message wrote stays as it is."""
