@@ -76,7 +76,7 @@ class Twin:
         return not text.isascii() and self._own_text.search(text) is not None
 
     def swallows(self, stretch: str, following: str) -> bool:
-        """Whether the control token that begins a stretch takes away the character that follows it, a blank."""
+        """Whether the control token that begins a stretch takes away the blank that follows the stretch."""
         return stretch[:1] in self._swallowing and not stretch[1:].strip() and following.isspace()
 
     def neutralise(self, rendered: Traced) -> Rendered:
