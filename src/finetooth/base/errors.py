@@ -65,7 +65,7 @@ class NonFiniteError(FinetoothError):
     """A loss or gradient is infinite or not a number; the parameters were not touched."""
 
 
-class Stopped(FinetoothError):
+class Stopped(FinetoothError):  # noqa: N818 - what was asked for, not a failure
     """The run was asked to stop and saved its state; `exit_code` is 75, or 130 after SIGINT."""
 
     def __init__(self, problems: str | Iterable[str], *, exit_code: int = 75):
