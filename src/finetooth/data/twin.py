@@ -7,10 +7,9 @@ token crosses the seam between them; its id is dropped.
 """
 
 import functools
-import itertools
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -86,7 +85,7 @@ class Twin:
         controls: list[int] = []
         messages: list[MessageRun] = []
         begin = written = 0
-        for length, source, start in _template_runs_merged(rendered.runs):
+        for length, source, start in _merged(rendered.runs):
             piece = plain[begin : begin + length]
             begin += length
             if source is None:
@@ -124,14 +123,19 @@ class Twin:
         return replaced, tuple(match.start() for match in self._own_text.finditer(replaced))
 
 
-def _template_runs_merged(runs: Iterable[Run]) -> Iterator[Run]:
+def _merged(runs: Iterable[Run]) -> list[Run]:
     """The runs without empty ones; what the template wrote in several strokes becomes one run."""
-    filled = [run for run in runs if run[0]]
-    for by_template, group in itertools.groupby(filled, key=lambda run: run[1] is None):
-        if by_template:
-            yield sum([length for length, _, _ in group]), None, 0
-        else:
-            yield from group
+    merged: list[Run] = []
+    by_template = 0
+    for run in runs:
+        if run[1] is None:
+            by_template += run[0]
+        elif run[0]:
+            if by_template:
+                merged.append((by_template, None, 0))
+            merged.append(run)
+            by_template = 0
+    return [*merged, (by_template, None, 0)] if by_template else merged
 
 
 def _encoder(definition: dict[str, Any], characters: Mapping[str, str], mark: str) -> tokenizers.Tokenizer:
