@@ -25,6 +25,7 @@ REQUIRED = object()
 def settings_of(config_class: type) -> Mapping[str, Setting]:
     """The table of all settings, in the order of their definition.
 
+    >>> from finetooth.config.schema import SFTConfig
     >>> settings_of(SFTConfig)["training.max_steps"].default is None
     True
     """
