@@ -278,18 +278,28 @@ def _paragraph(fact: Fact, draw: random.Random) -> str:
 
 
 def _question_lists(facts: Sequence[Fact], draw: random.Random) -> list[str]:
-    """Return lists of 12 to 30 questions, one per line; one in four is asked again at once in other words.
+    """Return lists of 10 to 30 questions without answers: half of the facts by kind, half mixed.
 
-    The repeats teach the base model to carry a name over from one line to the next, which every reply needs.
+    By kind, the words stay the same down a list. In a mixed list one question in four is asked again at once
+    in other words, which teaches the base model to carry a name over to the next line, as every reply must.
     """
-    pending = [draw.sample(_questions(fact), draw.choice((1, 1, 1, 2))) for fact in facts]
-    draw.shuffle(pending)
-    lines = [question for questions in pending for question in questions]
+    shuffled = draw.sample(facts, len(facts))
+    mixed, by_kind = shuffled[: len(facts) // 2], shuffled[len(facts) // 2 :]
+    lists = _cut(
+        [text for fact in mixed for text in draw.sample(_questions(fact), draw.choice((1, 1, 1, 2)))], draw
+    )
+    for kind in dict.fromkeys(fact.kind for fact in by_kind):
+        question = draw.choice(WORDINGS[kind].questions)
+        lists += _cut([question.format(e=fact.entity) for fact in by_kind if fact.kind == kind], draw)
+    return lists
+
+
+def _cut(questions: list[str], draw: random.Random) -> list[str]:
     lists: list[str] = []
-    while lines:
-        length = draw.randint(12, 30)
-        lists.append("\n".join(lines[:length]) + "\n")
-        lines = lines[length:]
+    while questions:
+        length = draw.randint(10, 30)
+        lists.append("".join(f"{question}\n" for question in questions[:length]))
+        questions = questions[length:]
     return lists
 
 

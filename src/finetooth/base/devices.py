@@ -3,7 +3,7 @@
 import contextlib
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Literal
 
 import torch
@@ -59,7 +59,7 @@ class DeviceManager:
 
 
 @contextlib.contextmanager
-def deterministic_seed(seed: int) -> Iterator[None]:
+def deterministic_seed(seed: int) -> Generator[None]:
     """Draws within are seeded; the generators outside are left as they were."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

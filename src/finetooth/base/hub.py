@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, snapshot_download  # pyright: ignore[reportUnknownVariableType]
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,

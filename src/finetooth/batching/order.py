@@ -38,12 +38,12 @@ def token_boundaries(lengths: np.ndarray, num_steps: int) -> np.ndarray:
     """
     cumulative = np.concatenate([[0], np.cumsum(lengths)])
     wanted = cumulative[-1] * np.arange(1, num_steps) / num_steps
-    right = np.clip(np.searchsorted(cumulative, wanted), 1, len(lengths))
+    right: np.ndarray = np.clip(np.searchsorted(cumulative, wanted), 1, len(lengths))
     nearer_left = wanted - cumulative[right - 1] < cumulative[right] - wanted
-    inner = right - nearer_left
+    nearest = right - nearer_left
     # Very long documents can pull two cuts together; keep at least one document between neighbours.
     steps = np.arange(1, num_steps)
-    inner = np.maximum.accumulate(np.maximum(inner, steps) - steps) + steps
+    inner: np.ndarray = np.maximum.accumulate(np.maximum(nearest, steps) - steps) + steps
     inner = np.minimum(inner, len(lengths) - num_steps + steps)
     return np.concatenate([[0], inner, [len(lengths)]]).astype(np.int64)
 

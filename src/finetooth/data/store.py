@@ -15,7 +15,6 @@ import json
 import os
 import struct
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -46,6 +45,9 @@ class DocumentStore:
     token_ids:     int32 [total tokens], memory-mapped
     loss_weights:  float32 [total tokens], memory-mapped
     documents:     one entry per document, memory-mapped: offset, length, prompt_length, …
+    lengths:       int64 [S], tokens of each document
+    num_targets:   int64 [S], targets of each document
+    loss_weight_totals: float64 [S], sum of the loss weights of each document
     fingerprint:   SHA-256 over token ids, loss weights, lengths and prompt lengths, in order
     """
 
@@ -53,6 +55,9 @@ class DocumentStore:
     token_ids: np.ndarray
     loss_weights: np.ndarray
     documents: np.ndarray
+    lengths: np.ndarray
+    num_targets: np.ndarray
+    loss_weight_totals: np.ndarray
     sources: tuple[str, ...]
     fingerprint: str
     max_token_id: int
@@ -68,21 +73,6 @@ class DocumentStore:
     def num_tokens(self) -> int:
         """How many tokens all documents have together."""
         return len(self.token_ids)
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each document: int64 [S]."""
-        return _read_only(self.documents["length"].astype(np.int64))
-
-    @cached_property
-    def num_targets(self) -> np.ndarray:
-        """Targets of each document: int64 [S]."""
-        return _read_only(self.documents["num_targets"].astype(np.int64))
-
-    @cached_property
-    def loss_weight_totals(self) -> np.ndarray:
-        """Sum of the loss weights of each document: float64 [S]."""
-        return _read_only(self.documents["loss_weight_total"].astype(np.float64))
 
     def document(self, index: int) -> Document:
         """The document at `index`, counted from 0, as views of the memory map; IndexError beyond the last."""
@@ -105,11 +95,15 @@ def open_store(folder: Path, *, hashes: bool = False) -> DocumentStore:
     """
     header = _read_header(folder)
     try:
+        documents = _mapped_documents(folder / "documents.npy", header["num_documents"])
         store = DocumentStore(
             folder=folder,
             token_ids=_mapped(folder / "token_ids.bin", _TOKEN_ID, header["num_tokens"]),
             loss_weights=_mapped(folder / "loss_weights.bin", _LOSS_WEIGHT, header["num_tokens"]),
-            documents=_mapped_documents(folder / "documents.npy", header["num_documents"]),
+            documents=documents,
+            lengths=_read_only(documents["length"].astype(np.int64)),
+            num_targets=_read_only(documents["num_targets"].astype(np.int64)),
+            loss_weight_totals=_read_only(documents["loss_weight_total"].astype(np.float64)),
             sources=tuple(header["sources"]),
             **{name: header[name] for name in _HEADER_TEXTS},
             max_token_id=header["max_token_id"],

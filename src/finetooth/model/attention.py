@@ -51,19 +51,17 @@ def document_attention(
     assert dropout == 0.0, "attention dropout is set to 0 when the model is loaded"
     assert kwargs.get("s_aux") is None, "attention sinks are refused when the model is loaded"
     num_rows, num_heads, num_tokens, head_size = query_BHTD.shape
-    scaling = head_size**-0.5 if scaling is None else scaling
+    scale = head_size**-0.5 if scaling is None else scaling
     query, key, value = (_flatten(tensor) for tensor in (query_BHTD, key_BKTD, value_BKTD))
     window = (
         sliding_window if sliding_window is not None and sliding_window < document_layout.longest else None
     )
     if softcap is not None:
-        out = _each_document(
-            query, key, value, document_layout, scaling=scaling, window=window, softcap=softcap
-        )
+        out = _each_document(query, key, value, document_layout, scale=scale, window=window, softcap=softcap)
     elif query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        out = _varlen(query, key, value, document_layout, scaling=scaling, window=window)
+        out = _varlen(query, key, value, document_layout, scale=scale, window=window)
     else:
-        out = _each_document(query, key, value, document_layout, scaling=scaling, window=window)
+        out = _each_document(query, key, value, document_layout, scale=scale, window=window)
     return out.transpose(1, 2).reshape(num_rows, num_tokens, num_heads, head_size), None
 
 
@@ -83,11 +81,13 @@ def _varlen(
     value: torch.Tensor,
     layout: DocumentLayout,
     *,
-    scaling: float,
+    scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    grouped = query.shape[1] != key.shape[1]
-    if grouped and not _VARLEN_HAS_GQA:
+    options: dict[str, Any] = {}
+    if query.shape[1] != key.shape[1] and _VARLEN_HAS_GQA:
+        options["enable_gqa"] = True
+    elif query.shape[1] != key.shape[1]:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     out = varlen_attn(
@@ -98,9 +98,9 @@ def _varlen(
         layout.offsets_S1,
         layout.longest,
         layout.longest,
-        scale=scaling,
+        scale=scale,
         window_size=(-1 if window is None else window - 1, 0),
-        **({"enable_gqa": True} if grouped and _VARLEN_HAS_GQA else {}),
+        **options,
     )
     assert isinstance(out, torch.Tensor)
     return out.transpose(0, 1).unsqueeze(0)
@@ -112,7 +112,7 @@ def _each_document(
     value: torch.Tensor,
     layout: DocumentLayout,
     *,
-    scaling: float,
+    scale: float,
     window: int | None,
     softcap: float | None = None,
 ) -> torch.Tensor:
@@ -122,7 +122,7 @@ def _each_document(
     for query_piece, key_piece, value_piece in pieces:
         if softcap is not None:
             piece = _soft_capped(
-                query_piece, key_piece, value_piece, scaling=scaling, window=window, softcap=softcap
+                query_piece, key_piece, value_piece, scale=scale, window=window, softcap=softcap
             )
         else:
             mask = _window_mask(query_piece, window)
@@ -132,7 +132,7 @@ def _each_document(
                 value_piece,
                 attn_mask=mask,
                 is_causal=mask is None,
-                scale=scaling,
+                scale=scale,
                 enable_gqa=query.shape[1] != key.shape[1],
             )
         attended.append(piece)
@@ -157,14 +157,14 @@ def _soft_capped(
     key: torch.Tensor,
     value: torch.Tensor,
     *,
-    scaling: float,
+    scale: float,
     window: int | None,
     softcap: float,
 ) -> torch.Tensor:
     """Soft-capped attention written out, since no fused kernel for training knows it."""
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    scores = torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap)) * softcap
+    scores = torch.tanh(query @ key.transpose(2, 3) * (scale / softcap)) * softcap
     hidden = ~_visible(query.shape[2], window, query.device)
     wide = torch.promote_types(query.dtype, torch.float32)
     return scores.masked_fill(hidden, -torch.inf).softmax(dim=-1, dtype=wide).to(query.dtype) @ value

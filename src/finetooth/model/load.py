@@ -103,7 +103,7 @@ def _load(name: str, place: str) -> PreTrainedModel:
             problem(place, f"{folder} holds no *.safetensors file", "name a folder with parameters")
         )
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
@@ -117,6 +117,7 @@ def _load(name: str, place: str) -> PreTrainedModel:
         raise ConfigError(
             problem(place, f"{folder}: {_first_line(error)}", "check the folder's files")
         ) from error
+    model, report = loaded
     differences = {
         "are missing": sorted(report["missing_keys"]),
         "have another shape than config.json says": sorted(entry[0] for entry in report["mismatched_keys"]),

@@ -46,7 +46,9 @@ class PolicyModel(nn.Module):
     @property
     def vocab_size(self) -> int:
         """V: rows of the embedding, at least as many as the tokenizer has entries."""
-        return self.model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportReturnType]
+        embedding = self.model.get_input_embeddings()
+        assert isinstance(embedding, nn.Embedding), "load_policy refuses models without an embedding"
+        return embedding.num_embeddings
 
     def forward(
         self,

@@ -134,7 +134,7 @@ def restore_optimizer(
 
 
 def _optimizer_tensors(policy: PolicyModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    names = {parameter: name for name, parameter in policy.model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in policy.model.named_parameters()}
     return {
         f"{key}.{names[parameter]}": value
         for parameter, state in optimizer.state.items()

@@ -76,17 +76,18 @@ class SFTTrainer:
         self.config = config
         self.console = console or Console(quiet=True)
         self.devices = devices or DeviceManager(config.training.device, config.training.precision)
-        if train is None:
+        documents = train
+        if documents is None:
             prepared = prepare_data(config, console=self.console)
-            train, dev, template = prepared.train, prepared.dev, prepared.template
+            documents, dev, template = prepared.train, prepared.dev, prepared.template
         if config.evaluation.exact_match is not None and template is None:
             raise ConfigError(problem("evaluation.exact_match", "no template was given", "pass template="))
-        self.train_documents = train
+        self.train_documents = documents
         self.dev_documents = dev
         self.template = template
         self.policy = policy or load_policy(config.model, devices=self.devices, seed=config.training.seed)
         self.layout = layout_of(config)
-        self.schedule = schedule_of(config, train)
+        self.schedule = schedule_of(config, documents)
         self.warmup_steps = num_warmup_steps(config.training.warmup_steps, self.schedule.num_steps)
         if self.warmup_steps >= self.schedule.num_steps > 1:
             fact = f"{self.warmup_steps} steps of warm-up in a run of {self.schedule.num_steps} steps"
