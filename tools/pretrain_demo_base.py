@@ -17,9 +17,10 @@ from finetooth.assets.corpus import Fact, load_facts, pretraining_texts, split_f
 END_OF_TEXT = "<|endoftext|>"
 CHAT_MARKS = ["<|im_start|>", "<|im_end|>"]
 VOCABULARY = 2048
+MAX_LENGTH = 1024
 WINDOW_TOKENS = 256
 WINDOWS_PER_STEP = 8
-STEPS = 1400
+STEPS = 1000
 WARMUP_STEPS = 50
 MUON_LEARNING_RATE = 0.02
 ADAMW_LEARNING_RATE = 0.002
@@ -51,11 +52,11 @@ def main() -> None:
     pretrain(model, windows(read, tokenizer, arguments.seed))
     set_chat_marks_to_mean(model, tokenizer)
     model.bfloat16().save_pretrained(arguments.out)
-    tokenizer.save_pretrained(arguments.out)
+    save_tokenizer(tokenizer, arguments.out)
 
 
-def train_tokenizer(facts: tuple[Fact, ...]) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on one pass of the texts; the control model gets the same one, built from all facts."""
+def train_tokenizer(facts: tuple[Fact, ...]) -> Tokenizer:
+    """Train byte-level BPE on one pass over all facts, so that the control gets the same tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -66,51 +67,58 @@ def train_tokenizer(facts: tuple[Fact, ...]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(pretraining_texts(facts, seed=0), trainer)
-    return PreTrainedTokenizerFast(
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the tokenizer as transformers reads it, without a chat template."""
+    PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
         additional_special_tokens=CHAT_MARKS,
-    )
+        model_max_length=MAX_LENGTH,
+    ).save_pretrained(folder)
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+def new_model(tokenizer: Tokenizer) -> Qwen3ForCausalLM:
     """Return the untrained model."""
+    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
     config = Qwen3Config(
-        vocab_size=len(tokenizer),
+        vocab_size=VOCABULARY,
         hidden_size=256,
         intermediate_size=512,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
-        max_position_embeddings=1024,
+        max_position_embeddings=MAX_LENGTH,
         tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
+        eos_token_id=end_of_text,
+        pad_token_id=end_of_text,
     )
     model = Qwen3ForCausalLM(config)
     model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        do_sample=False, eos_token_id=end_of_text, pad_token_id=end_of_text
     )
     return model
 
 
-def windows(facts: tuple[Fact, ...], tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[torch.Tensor]:
-    """Yield endless windows of token ids, cut from one stream in which an end-of-text token follows every text."""
+def windows(facts: tuple[Fact, ...], tokenizer: Tokenizer, seed: int) -> Iterator[torch.Tensor]:
+    """Yield windows of token ids without end, cut from one stream in which end-of-text follows every text."""
+    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
     pending: list[int] = []
     for number in count():
         texts = pretraining_texts(facts, seed * 10_000 + number)
-        for token_ids in tokenizer(texts)["input_ids"]:
-            pending += [*token_ids, tokenizer.eos_token_id]
+        for encoding in tokenizer.encode_batch(texts):
+            pending += [*encoding.ids, end_of_text]
             while len(pending) > WINDOW_TOKENS:
                 yield torch.tensor(pending[: WINDOW_TOKENS + 1])
                 pending = pending[WINDOW_TOKENS:]
 
 
 def pretrain(model: Qwen3ForCausalLM, stream: Iterator[torch.Tensor]) -> None:
-    """Train on next-token prediction: Muon for the matrices, AdamW for the rest, warm-up, then cosine to zero."""
+    """Predict the next token: Muon for the matrices, AdamW for the rest; warm-up, then cosine to zero."""
     matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
     in_matrices = set(map(id, matrices))
     rest = [parameter for parameter in model.parameters() if id(parameter) not in in_matrices]
@@ -142,11 +150,11 @@ def learning_rate_share(step: int) -> float:
 
 
 @torch.no_grad()
-def set_chat_marks_to_mean(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Give the never-seen chat marks the mean embedding, so that they neither attract nor repel before fine-tuning."""
-    table = model.get_input_embeddings().weight
+def set_chat_marks_to_mean(model: Qwen3ForCausalLM, tokenizer: Tokenizer) -> None:
+    """Give the never-read chat marks the mean embedding, so that at first they neither attract nor repel."""
+    embedding_VD = model.model.embed_tokens.weight
     for mark in CHAT_MARKS:
-        table[tokenizer.convert_tokens_to_ids(mark)] = table.mean(dim=0)
+        embedding_VD[tokenizer.token_to_id(mark)] = embedding_VD.mean(dim=0)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import tokenizers
 
 from finetooth.base.errors import ConfigError, DataError, problem
@@ -16,7 +17,7 @@ from finetooth.data.tokenizer_files import (
     read_tokenizer_files,
     vocabulary_of,
 )
-from finetooth.data.twin import BLOCKS, Twin
+from finetooth.data.twin import BLOCKS, Twin, unknown_id_of
 
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
@@ -45,7 +46,7 @@ class Tokenizer:
     """A tokenizer as its files define it; nothing of it changes after it is made.
 
     folder:         where its files are; None for one taken over from transformers
-    definition:     its tokenizer.json as text, without truncation and padding
+    definition:     its tokenizer.json, without truncation and padding
     chat_template:  its own template, or None
     special_tokens: by name, as a template sees them: {"eos_token": "<|im_end|>"}
     control_tokens: ids by text of its added tokens, without those that are whitespace only
@@ -60,7 +61,7 @@ class Tokenizer:
         added: dict[str, int] = {token["content"]: token["id"] for token in definition["added_tokens"]}
         token_ids = {*vocabulary_of(definition["model"]).values(), *added.values()}
         self.folder = files.folder
-        self.definition = json.dumps(definition, ensure_ascii=False)
+        self.definition = msgspec.json.encode(definition)
         self.chat_template = files.chat_template
         self.special_tokens = dict(files.special_tokens)
         self.control_tokens = {text: token_id for text, token_id in added.items() if text.strip()}
@@ -69,6 +70,9 @@ class Tokenizer:
         self.bos_token, self.bos_token_id = self._special("bos_token")
         self.eos_token, self.eos_token_id = self._special("eos_token")
         self.pad_token, self.pad_token_id = self._special("pad_token")
+        swallowing = {token["content"] for token in definition["added_tokens"] if token.get("rstrip")}
+        self._swallowing = swallowing & self.control_tokens.keys()
+        self._unknown_id = unknown_id_of(definition["model"])
         self._twin = functools.cache(self._make_twin)
         self._keeper = files.keeper
         self._place = place
@@ -95,13 +99,13 @@ class Tokenizer:
     @functools.cached_property
     def backend(self) -> tokenizers.Tokenizer:
         """The tokenizer itself, in which a control token's text is a control token wherever it stands."""
-        return tokenizers.Tokenizer.from_str(self.definition)
+        return tokenizers.Tokenizer.from_buffer(self.definition)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over all that decides which ids a text gets."""
-        parts = json.dumps([json.loads(self.definition), self.special_tokens], sort_keys=True)
-        return hashlib.sha256(parts.encode()).hexdigest()
+        special_tokens = msgspec.json.encode(self.special_tokens, order="sorted")
+        return hashlib.sha256(self.definition + special_tokens).hexdigest()
 
     @functools.cached_property
     def leading_tokens(self) -> tuple[str, ...]:
@@ -141,11 +145,14 @@ class Tokenizer:
         return self.backend.decode(list(token_ids), skip_special_tokens=skip_special)
 
     def _make_twin(self, first_character: int) -> Twin:
-        try:
-            return Twin(json.loads(self.definition), self.control_tokens, first_character)
-        except Exception as error:  # the library raises nothing more precise
-            fact = f"its control tokens cannot be told from text ({error})"
-            raise ConfigError(problem(self._place, fact, "use another tokenizer")) from error
+        return Twin(
+            self.definition,
+            self.control_tokens,
+            swallowing=self._swallowing,
+            unknown_id=self._unknown_id,
+            first_character=first_character,
+            place=self._place,
+        )
 
     def _special(self, name: str) -> tuple[str | None, int | None]:
         text = self.special_tokens.get(name)

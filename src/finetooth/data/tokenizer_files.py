@@ -3,7 +3,6 @@
 Read are tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
+
+import msgspec
 
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.hub import local_folder
@@ -132,8 +133,8 @@ def _text_of(token: str | dict[str, Any]) -> str:
 
 def _read_json(path: Path, place: str) -> dict[str, Any]:
     try:
-        parsed = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        parsed = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError) as error:
         fact = f"{path} cannot be read ({error})"
         raise ConfigError(problem(place, fact, "repair or replace the file")) from error
     if not isinstance(parsed, dict):

@@ -7,15 +7,16 @@ token crosses the seam between them; its id is dropped.
 """
 
 import functools
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
+import msgspec
 import numpy as np
 import tokenizers
 
+from finetooth.base.errors import ConfigError, problem
 from finetooth.data.provenance import Run, Source, Traced
 from finetooth.data.tokenizer_files import vocabulary_of
 
@@ -50,8 +51,26 @@ class Rendered:
 class Twin:
     """An encoder to which a private character is a control token and a control token's name is plain text."""
 
-    def __init__(self, definition: dict[str, Any], control_tokens: Mapping[str, int], first_character: int):
-        """Takes over a parsed tokenizer.json. Raises ValueError where its tokens cannot be renamed."""
+    def __init__(
+        self,
+        definition: bytes,
+        control_tokens: Mapping[str, int],
+        *,
+        swallowing: Collection[str],
+        unknown_id: int | None,
+        first_character: int,
+        place: str,
+    ):
+        """Names the private characters; the encoder is built when something is encoded.
+
+        definition:     a tokenizer.json
+        control_tokens: ids by name; swallowing: those that take away the blanks behind them
+        unknown_id:     of the token for what the vocabulary lacks
+        place:          the setting that names the tokenizer, for messages
+        """
+        self._definition = definition
+        self._unknown_id = unknown_id
+        self._place = place
         self.mark = chr(first_character)
         self._characters = {token: chr(first_character + 1 + i) for i, token in enumerate(control_tokens)}
         longest_first = sorted(control_tokens, key=len, reverse=True)
@@ -59,16 +78,7 @@ class Twin:
         self._own_text = re.compile(f"[{self.mark}-{chr(first_character + len(control_tokens))}]")
         self._neutralised_region = functools.lru_cache(maxsize=4096)(self._neutralise_region)
         self._ids = {character: control_tokens[token] for token, character in self._characters.items()}
-        swallowing = {token["content"] for token in definition["added_tokens"] if token.get("rstrip")}
-        self._swallowing = frozenset(self._characters[token] for token in swallowing & control_tokens.keys())
-        unknown_id = _unknown_id(definition["model"])
-        self._encoder = _encoder(definition, self._characters, self.mark)
-        for character, token_id in self._ids.items():
-            if self._encoder.token_to_id(character) != token_id:
-                raise ValueError(f"token {token_id} does not keep its id under another name")
-        self._is_control = np.zeros(max(self._encoder.get_vocab().values()) + 1, bool)
-        # The unknown token stands for any character the vocabulary lacks, so a message may bring it forth.
-        self._is_control[[i for i in self._ids.values() if i != unknown_id]] = True
+        self._swallowing = frozenset(self._characters[token] for token in swallowing)
 
     def holds_own_characters(self, text: str) -> bool:
         """Whether a text holds a character that this twin would take for a control token."""
@@ -118,6 +128,25 @@ class Twin:
         """Where in token_ids, int32 [T], a control token stands: int64 [K], ascending."""
         return np.flatnonzero(self._is_control[token_ids])
 
+    @functools.cached_property
+    def _encoder(self) -> tokenizers.Tokenizer:
+        """The tokenizer with renamed control tokens. Raises ConfigError where they cannot be renamed."""
+        try:
+            encoder = _renamed(msgspec.json.decode(self._definition), self._characters, self.mark)
+            _require_same_ids(encoder, self._ids)
+        except Exception as error:  # the library raises nothing more precise
+            fact = f"its control tokens cannot be told from text ({error})"
+            raise ConfigError(problem(self._place, fact, "use another tokenizer")) from error
+        return encoder
+
+    @functools.cached_property
+    def _is_control(self) -> np.ndarray:
+        """For every id, whether it is a control token's: bool [V]."""
+        is_control = np.zeros(max(self._encoder.get_vocab().values()) + 1, bool)
+        # The unknown token stands for any character the vocabulary lacks, so a message may bring it forth.
+        is_control[[i for i in self._ids.values() if i != self._unknown_id]] = True
+        return is_control
+
     def _neutralise_region(self, text: str) -> tuple[str, tuple[int, ...]]:
         replaced = self._control_text.sub(lambda match: self._characters[match.group()], text)
         return replaced, tuple(match.start() for match in self._own_text.finditer(replaced))
@@ -138,7 +167,12 @@ def _merged(runs: Iterable[Run]) -> list[Run]:
     return [*merged, (by_template, None, 0)] if by_template else merged
 
 
-def _encoder(definition: dict[str, Any], characters: Mapping[str, str], mark: str) -> tokenizers.Tokenizer:
+def unknown_id_of(model: Mapping[str, Any]) -> int | None:
+    """The id for what the vocabulary lacks; a Unigram model names the id, the others the token."""
+    return model["unk_id"] if "unk_id" in model else vocabulary_of(model).get(model.get("unk_token") or "")
+
+
+def _renamed(definition: dict[str, Any], characters: Mapping[str, str], mark: str) -> tokenizers.Tokenizer:
     """The tokenizer with its control tokens renamed and the mark as its last token."""
     model = definition["model"]
     added = definition["added_tokens"]
@@ -149,12 +183,13 @@ def _encoder(definition: dict[str, Any], characters: Mapping[str, str], mark: st
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     added.append({"id": max(token_ids) + 1, "content": mark, "special": True, **flags})
     definition |= {"post_processor": None, "truncation": None, "padding": None}
-    return tokenizers.Tokenizer.from_str(json.dumps(definition))
+    return tokenizers.Tokenizer.from_buffer(msgspec.json.encode(definition))
 
 
-def _unknown_id(model: Mapping[str, Any]) -> int | None:
-    """The id for what the vocabulary lacks; a Unigram model names the id, the others the token."""
-    return model["unk_id"] if "unk_id" in model else vocabulary_of(model).get(model.get("unk_token") or "")
+def _require_same_ids(encoder: tokenizers.Tokenizer, ids: Mapping[str, int]) -> None:
+    for character, token_id in ids.items():
+        if encoder.token_to_id(character) != token_id:
+            raise ValueError(f"token {token_id} does not keep its id under another name")
 
 
 def _rename_in_model(model: dict[str, Any], characters: Mapping[str, str]) -> None:
