@@ -8,7 +8,7 @@ every way by which Jinja turns values into text is intercepted, so that it stays
 import functools
 import json
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import jinja2
 from jinja2 import nodes
@@ -66,6 +66,9 @@ class _GenerationBlocks(Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
+_DICT_ATTRIBUTES = frozenset(dir(dict))
+
+
 class _TracingEnvironment(ImmutableSandboxedEnvironment):
     code_generator_class = _TracingCodeGenerator
     concat = staticmethod(joined)
@@ -81,6 +84,12 @@ class _TracingEnvironment(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _to_json
         self.filters = {name: _traced_filter(function) for name, function in self.filters.items()}
         self.globals["raise_exception"] = _raise_exception  # pyright: ignore[reportUnknownMemberType]
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        # What the sandbox does for `message.role`, without its many checks: a plain key of a plain dict.
+        if type(obj) is dict and attribute in obj and attribute not in _DICT_ATTRIBUTES:
+            return cast(dict[str, Any], obj)[attribute]
+        return super().getattr(obj, attribute)
 
     def call(__self, __context: Context, __obj: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         result = super().call(__context, __obj, *args, **kwargs)
