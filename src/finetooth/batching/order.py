@@ -1,6 +1,7 @@
 """Order: which documents are trained in which step, a pure function of (number of documents, seed, epoch)."""
 
 import numpy as np
+import numpy.typing as npt
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -36,15 +37,14 @@ def token_boundaries(lengths: np.ndarray, num_steps: int) -> np.ndarray:
     >>> token_boundaries(np.array([5, 1, 1, 1, 4]), 3).tolist()
     [0, 1, 4, 5]
     """
-    cumulative = np.concatenate([[0], np.cumsum(lengths)])
-    wanted = cumulative[-1] * np.arange(1, num_steps) / num_steps
-    right: np.ndarray = np.clip(np.searchsorted(cumulative, wanted), 1, len(lengths))
-    nearer_left = wanted - cumulative[right - 1] < cumulative[right] - wanted
-    nearest = right - nearer_left
+    cumulative: npt.NDArray[np.int64] = np.concatenate([[0], np.cumsum(lengths)])
+    wanted: npt.NDArray[np.float64] = cumulative[-1] * np.arange(1, num_steps) / num_steps
+    right: npt.NDArray[np.int64] = np.searchsorted(cumulative, wanted).clip(1, len(lengths))
+    nearest: npt.NDArray[np.int64] = right - (wanted - cumulative[right - 1] < cumulative[right] - wanted)
     # Very long documents can pull two cuts together; keep at least one document between neighbours.
-    steps = np.arange(1, num_steps)
-    inner: np.ndarray = np.maximum.accumulate(np.maximum(nearest, steps) - steps) + steps
-    inner = np.minimum(inner, len(lengths) - num_steps + steps)
+    cuts = np.arange(1, num_steps)
+    apart = np.maximum.accumulate(nearest.clip(cuts) - cuts) + cuts
+    inner = apart.clip(max=len(lengths) - num_steps + cuts)
     return np.concatenate([[0], inner, [len(lengths)]]).astype(np.int64)
 
 
