@@ -40,8 +40,8 @@ def test_rows_fit_and_loads_are_bounded(lengths: list[int], layout: Layout, worl
     loads = [sum(lengths[document] for document in row) for rows in ranks for row in rows]
     assert max(loads) <= layout.row_tokens
     if layout.packing and lengths:
-        # Graham's bound for balancing longest first: 4/3 of the best, which is at least mean and longest
-        assert max(loads) <= 4 / 3 * max(sum(lengths) / len(loads), *lengths) + 1
+        # Graham's bound of 1969 for putting each document where there is least
+        assert max(loads) <= sum(lengths) / len(loads) + (1 - 1 / len(loads)) * max(lengths) + 1e-9
 
 
 @given(some_lengths, st.integers(64, 300))

@@ -97,5 +97,6 @@ def test_a_backbone_that_drops_the_layout_is_refused():
     with pytest.raises(ConfigError) as caught:
         document_attention(torch.nn.Identity(), *draw(1, 3), None)
     assert str(caught.value) == (
-        "Identity: the backbone does not pass the document layout on to its attention; use another architecture"
+        "Identity: the backbone does not pass the document layout on to its attention; "
+        "use another architecture"
     )

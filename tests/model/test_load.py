@@ -193,10 +193,7 @@ def test_a_damaged_parameter_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "fact"),
     [
-        (
-            "{",
-            "not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1); use an intact copy",
-        ),
+        ("nothing", "not JSON: Expecting value: line 1 column 1 (char 0); use an intact copy"),
         ("[]", "no model_type; use a transformers config.json"),
         ('{"hidden_size": 8}', "no model_type; use a transformers config.json"),
         (

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.documents import small_policy
 
 from finetooth.training.optimizer import create_optimizer, lr_at, num_warmup_steps
-from tests.documents import small_policy
 
 
 def test_only_matrices_decay():
@@ -63,7 +63,7 @@ def test_the_rate_rises_then_never_rises_again(num_steps: int, warmup_steps: int
     peak = min(max(1, warmup_steps), num_steps)
     assert rates[:peak] == sorted(rates[:peak])
     assert rates[peak - 1 :] == sorted(rates[peak - 1 :], reverse=True)
-    assert 0 < min(rates)
+    assert min(rates) > 0
     assert max(rates) <= 1.0
 
 

@@ -1,7 +1,8 @@
-"""One update: the same gradients for every split into batches, and nothing touched when a number is not finite."""
+"""One update: the same gradients for every split into batches; nothing touched where a number is bad."""
 
 import pytest
 import torch
+from tests.documents import Documents, gradients, largest_difference, random_documents, small_policy
 
 from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import NonFiniteError
@@ -10,7 +11,6 @@ from finetooth.batching.packing import Layout, forward_passes, lay_out
 from finetooth.model.policy import PolicyModel
 from finetooth.training.optimizer import create_optimizer
 from finetooth.training.step import _accumulate, train_step
-from tests.documents import Documents, gradients, largest_difference, random_documents, small_policy
 
 
 def batches_of(documents: Documents, layout: Layout) -> list[Batch]:
@@ -39,18 +39,23 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:], ids=str)
 @pytest.mark.parametrize(("wide", "tolerance"), [(False, 1e-5), (True, 1e-12)])
-def test_every_layout_of_eight_documents_gives_the_same_gradient(layout: Layout, wide: bool, tolerance: float):
+def test_every_layout_of_eight_documents_gives_the_same_gradient(
+    layout: Layout, wide: bool, tolerance: float
+):
     documents = random_documents(8)
     policies = [small_policy() for _ in range(2)]
     if wide:
         policies = [policy.double() for policy in policies]
-    losses = [accumulate(policy, documents, each) for policy, each in zip(policies, (LAYOUTS[0], layout), strict=True)]
+    losses = [
+        accumulate(policy, documents, each)
+        for policy, each in zip(policies, (LAYOUTS[0], layout), strict=True)
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=min(tolerance, 1e-6))
     assert largest_difference(gradients(policies[1]), gradients(policies[0])) < tolerance
 
 
 def test_a_mean_of_means_would_be_noticed():
-    """Negative control: averaging the micro-batches' means changes loss and gradient far beyond the tolerance."""
+    """Negative control: averaging the micro-batches' means changes loss and gradient by far more."""
     documents, policy, wrong = random_documents(8), small_policy(), small_policy()
     right_loss = accumulate(policy, documents, LAYOUTS[0])
     batches = batches_of(documents, LAYOUTS[3])
@@ -63,7 +68,9 @@ def test_a_mean_of_means_would_be_noticed():
     assert largest_difference(gradients(wrong), gradients(policy)) > 1e-2
 
 
-def update(policy: PolicyModel, documents: Documents, *, precision: str = "fp32", max_grad_norm: float | None = None):
+def update(
+    policy: PolicyModel, documents: Documents, *, precision: str = "fp32", max_grad_norm: float | None = None
+):
     devices = DeviceManager("cpu", precision)  # type: ignore[arg-type]
     optimizer, scaler = create_optimizer(policy, learning_rate=1e-3), devices.gradient_scaler()
     result = train_step(
@@ -94,7 +101,9 @@ def test_clipping_uses_the_norm_of_the_whole_step(max_grad_norm: float | None):
     result, optimizer, _ = update(small_policy(), documents, max_grad_norm=max_grad_norm)
     assert result.grad_norm == pytest.approx(norm, rel=1e-5)
     # Adam's first mean is 0.1 times the gradient it was given
-    given_norm = torch.stack([state["exp_avg"].norm() for state in optimizer.state.values()]).norm().item() / 0.1
+    given_norm = (
+        torch.stack([state["exp_avg"].norm() for state in optimizer.state.values()]).norm().item() / 0.1
+    )
     assert given_norm == pytest.approx(min(norm, max_grad_norm or norm), rel=1e-4)
 
 
@@ -111,7 +120,8 @@ def test_a_step_that_is_not_finite_touches_nothing(poison: str):
         update(policy, documents)
     fact = "the loss is nan" if poison == "loss" else "the gradient's norm is nan"
     assert str(caught.value) == (
-        f"step 7: {fact}; the parameters were not touched; look at these documents, or lower training.learning_rate"
+        f"step 7: {fact}; "
+        "the parameters were not touched; look at these documents, or lower training.learning_rate"
     )
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from tests.documents import Documents, random_documents, small_policy
 
 from finetooth.base.errors import ConfigError, NonFiniteError
 from finetooth.config.schema import (
@@ -24,7 +25,6 @@ from finetooth.model.policy import PolicyModel
 from finetooth.training import trainer as trainer_module
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager
 from finetooth.training.trainer import SFTTrainer, TrainResult
-from tests.documents import Documents, random_documents, small_policy
 
 GOLDEN = Path(__file__).parent / "golden_curve.json"
 
@@ -69,7 +69,9 @@ def resume(config: SFTConfig, documents: Documents, checkpoint: Checkpoint) -> T
 def test_twenty_steps_follow_the_golden_curve(tmp_path: Path):
     """To 1e-6, as processors differ in the last bits; written by `python -m tests.training.test_trainer`."""
     config = make_config(tmp_path, num_train_epochs=4)
-    assert losses(run(config, random_documents(15))) == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-6)
+    assert losses(run(config, random_documents(15))) == pytest.approx(
+        json.loads(GOLDEN.read_text()), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,9 @@ def test_a_run_resumed_after_any_step_ends_with_identical_bits(tmp_path: Path):
     for step in range(1, num_steps):
         again = replace(config, output_dir=str(tmp_path / f"again-{step}"))
         folder = CheckpointManager(tmp_path / "whole" / "checkpoints")._path(step)
-        checkpoint = Checkpoint(folder, trainer_module.TrainingState(**json.loads((folder / "state.json").read_text())))
+        checkpoint = Checkpoint(
+            folder, trainer_module.TrainingState(**json.loads((folder / "state.json").read_text()))
+        )
         resumed = resume(again, documents, checkpoint)
         assert losses(resumed) == losses(whole)[step:]
         ours, theirs = (result.policy.model.state_dict() for result in (resumed, whole))
@@ -110,7 +114,9 @@ def test_resuming_without_the_optimizer_would_be_noticed(tmp_path: Path, monkeyp
     config, documents = make_config(tmp_path), random_documents(14)
     whole = run(config, documents)
     folder = CheckpointManager(tmp_path / "checkpoints")._path(4)
-    checkpoint = Checkpoint(folder, trainer_module.TrainingState(**json.loads((folder / "state.json").read_text())))
+    checkpoint = Checkpoint(
+        folder, trainer_module.TrainingState(**json.loads((folder / "state.json").read_text()))
+    )
     monkeypatch.setattr(trainer_module, "restore_optimizer", lambda *_, **__: None)
     resumed = resume(replace(config, output_dir=str(tmp_path / "again")), documents, checkpoint)
     assert losses(resumed)[1:] != losses(whole)[5:]
@@ -193,7 +199,9 @@ def test_a_changed_run_does_not_resume(tmp_path: Path):
     ]
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
 def test_a_signal_ends_the_run_after_its_step_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, exit_code: int
 ):
@@ -218,7 +226,8 @@ def test_the_warmup_must_end_before_the_run_does(tmp_path: Path):
     with pytest.raises(ConfigError) as caught:
         run(make_config(tmp_path, warmup_steps=10), random_documents(14))
     assert str(caught.value) == (
-        "training.warmup_steps: 10 steps of warm-up in a run of 10 steps; write fewer, or a share such as 0.03"
+        "training.warmup_steps: 10 steps of warm-up in a run of 10 steps; "
+        "write fewer, or a share such as 0.03"
     )
 
 

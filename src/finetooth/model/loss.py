@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-# Logits held at once: on a CPU about what its last cache holds, elsewhere enough rows for fast matrix products.
+# Logits held at once: on a CPU what its last cache holds, elsewhere enough for fast matrix products.
 CHUNK_LOGITS = {"cpu": 1 << 23}
 CHUNK_LOGITS_ELSEWHERE = 1 << 28
 MAX_CHUNK_ROWS = 8192
