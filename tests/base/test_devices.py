@@ -1,0 +1,97 @@
+"""The device and precision that are asked for are had or refused, and draws within a seed stay within it."""
+
+import re
+
+import pytest
+import torch
+
+from finetooth.base.devices import DeviceManager, deterministic_seed
+from finetooth.base.errors import ConfigError
+
+
+@pytest.fixture
+def machine_with(monkeypatch: pytest.MonkeyPatch):
+    """Pretends that other devices are there."""
+
+    def pretend(*, cuda: bool = False, mps: bool = False, bf16: bool = False) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("present", "device", "precision"),
+    [
+        ({}, "cpu", "fp32"),
+        ({"mps": True}, "mps", "fp32"),
+        ({"cuda": True, "mps": True, "bf16": True}, "cuda", "bf16"),
+        ({"cuda": True}, "cuda", "fp16"),
+    ],
+)
+def test_auto_takes_the_best_that_is_there(
+    machine_with, present: dict[str, bool], device: str, precision: str
+):
+    machine_with(**present)
+    devices = DeviceManager()
+    assert (devices.device.type, devices.precision) == (device, precision)
+
+
+def test_a_device_that_is_not_there_is_refused(machine_with):
+    machine_with(mps=True)
+    with pytest.raises(ConfigError) as caught:
+        DeviceManager("cuda:1")
+    assert str(caught.value) == (
+        "training.device: cuda:1 is not available here; this machine has: mps, cpu; or write auto"
+    )
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mps_has_fp32_only(machine_with, precision: str):
+    machine_with(mps=True)
+    with pytest.raises(ConfigError) as caught:
+        DeviceManager("mps", precision)  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        f"training.precision: {precision} is not supported on mps; write fp32 or auto"
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_matrix_products_have_the_precision_that_was_asked_for(precision: str, dtype: torch.dtype):
+    devices = DeviceManager("cpu", precision)  # type: ignore[arg-type]
+    with devices.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert devices.compute_dtype is product.dtype is dtype
+    assert devices.gradient_scaler().is_enabled() == (precision == "fp16")
+
+
+def test_peak_memory_counts_what_this_process_had():
+    devices = DeviceManager("cpu")
+    torch.ones(1)
+    before = devices.peak_memory_mb()
+    held = torch.ones(100_000_000)  # 400 MB, touched
+    grown = devices.peak_memory_mb()
+    del held
+    assert before > 10
+    assert grown >= 400
+    assert devices.peak_memory_mb() >= grown
+
+
+def test_a_device_is_described_for_people():
+    assert re.fullmatch(r"cpu, \d+ threads, bf16", DeviceManager("cpu", "bf16").describe())
+
+
+def test_draws_within_a_seed_repeat_and_leave_the_others_alone():
+    torch.manual_seed(3)
+    undisturbed = torch.rand(4)
+    torch.manual_seed(3)
+    drawn: list[torch.Tensor] = []
+    for seed in (1, 1, 2):
+        with deterministic_seed(seed):
+            drawn.append(torch.rand(4))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(torch.rand(4), undisturbed)
