@@ -63,10 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def require_equal(arms: dict[str, Arm], step: Step, *, precision: str) -> dict[str, Any]:
     """Does one step with every arm, which also warms it up; SystemExit where losses or gradients differ."""
     results = {name: arm(step) for name, arm in arms.items()}
-    expected, allowed = results[PLAIN], 1e-4 if precision == "fp32" else 2e-3
+    expected, allowed = results[PLAIN], 1e-3 if precision == "fp32" else 2e-2
     for name, found in results.items():
-        is_equal = math.isclose(found.loss, expected.loss, rel_tol=allowed)
-        if not is_equal or not math.isclose(found.grad_norm, expected.grad_norm, rel_tol=10 * allowed):
+        is_equal = math.isclose(found.loss, expected.loss, rel_tol=1e-4)
+        if not is_equal or not math.isclose(found.grad_norm, expected.grad_norm, rel_tol=allowed):
             raise SystemExit(f"{name}: {found}, but {PLAIN}: {expected}; this is not the same work")
     return {name: asdict(found) for name, found in results.items()}
 
@@ -98,7 +98,8 @@ def _documents(name: str, num_documents: int) -> DocumentSource:
 
 def _table(result: dict[str, Any]) -> Table:
     title = f"{result['device']}: {result['num_tokens']:,} tokens in {result['num_documents']:,} documents"
-    table = Table("tokens per second: median (min - max)", "useful", "targets", title=title)
+    caption = "tokens per second: median (least - most)"
+    table = Table("", "useful", "targets", title=title, caption=caption)
     for name, kinds in result["tokens_per_second"].items():
         cells = (f"{statistics.median(r):,.0f} ({r[0]:,.0f} - {r[-1]:,.0f})" for r in kinds.values())
         table.add_row(name, *cells)
