@@ -79,20 +79,19 @@ class CheckpointManager:
         notify: is told of each damaged one that is passed over.
         Raises FinetoothError where there are checkpoints, and all are damaged.
         """
-        problems: list[str] = []
+        damaged: list[tuple[Path, str]] = []
         for number in reversed(self._numbers()):
             folder = self._path(number)
             damages = check_folder(folder)
             if not damages:
                 fields = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-                for line in problems:
-                    notify(line)
+                for place, fact in damaged:
+                    notify(problem(place, fact, "the checkpoint before it is used"))
                 return Checkpoint(folder, TrainingState(**fields))
-            problems.append(problem(folder, f"damaged: {damages[0]}", "the checkpoint before it is used"))
-        if problems:
-            raise FinetoothError(
-                [*problems, problem(self.folder, "no intact checkpoint", "start anew elsewhere")]
-            )
+            damaged.append((folder, f"damaged: {damages[0]}"))
+        if damaged:
+            remedy = "restore it, or start the run anew elsewhere"
+            raise FinetoothError(problem(place, fact, remedy) for place, fact in damaged)
         return None
 
     def _path(self, step: int) -> Path:
