@@ -1,0 +1,100 @@
+"""A run directory is claimed by its own run only, and tells how the run was made."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finetooth.base.devices import DeviceManager
+from finetooth.base.errors import ConfigError
+from finetooth.config.load import load_config
+from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig
+from finetooth.training.run_directory import Resume, claim_run_directory, describe_run, write_json
+
+STATES = ("absent", "empty", "run", "foreign", "file")
+
+
+@pytest.fixture
+def place(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """An output_dir in the state that the test names."""
+    path = tmp_path / "out"
+    if request.param == "file":
+        path.touch()
+    elif request.param != "absent":
+        path.mkdir()
+    if request.param in ("run", "foreign"):
+        (path / {"run": "config.yaml", "foreign": "thesis.tex"}[request.param]).write_text("mine")
+    return path
+
+
+NO_RUN = "output_dir: {} holds no run; leave --resume out, or write --resume auto"
+FOREIGN = "output_dir: {} holds files that are not a run's; name an empty or new folder"
+FILE = "output_dir: {} is a file; name a folder"
+REFUSALS: dict[tuple[str, Resume], str] = {
+    ("absent", "must"): NO_RUN,
+    ("empty", "must"): NO_RUN,
+    ("run", "never"): "output_dir: {} already holds a run; add --resume, or name another folder",
+    ("foreign", "never"): FOREIGN,
+    ("foreign", "must"): FOREIGN,
+    ("foreign", "auto"): FOREIGN,
+    ("file", "never"): FILE,
+    ("file", "must"): FILE,
+    ("file", "auto"): FILE,
+}
+
+
+@pytest.mark.parametrize("resume", ["never", "must", "auto"])
+@pytest.mark.parametrize(("place", "state"), [(state, state) for state in STATES], indirect=["place"])
+def test_a_folder_is_claimed_or_refused(place: Path, state: str, resume: Resume):
+    before = sorted(place.parent.rglob("*"))
+    expected = REFUSALS.get((state, resume))
+    if expected is None:
+        claim_run_directory(place, resume=resume)
+    else:
+        with pytest.raises(ConfigError) as caught:
+            claim_run_directory(place, resume=resume)
+        assert str(caught.value) == expected.format(place)
+    assert sorted(place.parent.rglob("*")) == before, "claiming creates nothing and removes nothing"
+
+
+def test_what_is_known_before_the_first_step_is_written(tmp_path: Path):
+    (tmp_path / "ledger.jsonl").write_text('{"state": "kept"}\n')
+    run = tmp_path / "run"
+    config = SFTConfig(model=ModelConfig(path="base"), data=DataConfig(train="a.jsonl"), output_dir=str(run))
+    describe_run(
+        run,
+        config=config,
+        devices=DeviceManager("cpu"),
+        schedule={"num_steps": 3},
+        ledger=tmp_path / "ledger.jsonl",
+    )
+    assert sorted(path.name for path in run.iterdir()) == [
+        *("config.yaml", "environment.json", "ledger.jsonl", "schedule.json")
+    ]
+    assert load_config(run / "config.yaml") == config
+    assert json.loads((run / "schedule.json").read_text()) == {"num_steps": 3}
+    assert (run / "ledger.jsonl").read_text() == '{"state": "kept"}\n'
+    environment = json.loads((run / "environment.json").read_text())
+    assert set(environment) == {"python", "platform", "device", "command", "versions"}
+    assert environment["device"].startswith("cpu, ")
+    assert {"finetooth", "torch", "transformers"} <= set(environment["versions"])
+
+
+def test_the_environment_tells_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_do_not_tell")
+    (tmp_path / "ledger.jsonl").touch()
+    config = SFTConfig(model=ModelConfig(path="b"), data=DataConfig(train="a.jsonl"), output_dir="run")
+    describe_run(
+        tmp_path / "run",
+        config=config,
+        devices=DeviceManager("cpu"),
+        schedule={},
+        ledger=tmp_path / "ledger.jsonl",
+    )
+    written = "".join(path.read_text() for path in (tmp_path / "run").iterdir())
+    assert "hf_do_not_tell" not in written
+
+
+def test_json_is_written_for_people(tmp_path: Path):
+    write_json(tmp_path / "summary.json", {"state": "finished", "loss": 0.5})
+    assert (tmp_path / "summary.json").read_text() == '{\n "state": "finished",\n "loss": 0.5\n}\n'
