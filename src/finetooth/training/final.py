@@ -18,15 +18,23 @@ TOKENIZER_FILES = (
 
 def save_final(path: Path, *, policy: PolicyModel, template: Template, config: SFTConfig) -> None:
     """Writes parameters, tokenizer, chat template and the tokens that end an answer."""
-    generation = policy.model.generation_config
-    assert generation is not None, "a causal language model has a generation config"
-    generation.eos_token_id = list(template.stop_token_ids)
-    if generation.pad_token_id is None:
-        generation.pad_token_id = template.stop_token_ids[0]
     with new_folder(path, replace=True) as folder:
         policy.save_pretrained(folder)
+        _name_stop_tokens(folder / "generation_config.json", template)
         _save_tokenizer(folder, template)
         (folder / "README.md").write_text(_model_card(config, template), encoding="utf-8")
+
+
+def _name_stop_tokens(path: Path, template: Template) -> None:
+    """Edits the file, as transformers saves a model's own settings back only if no object was changed.
+
+    (Many published ones contradict themselves: a temperature without sampling.)
+    """
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["eos_token_id"] = list(template.stop_token_ids)
+    if settings.get("pad_token_id") is None:
+        settings["pad_token_id"] = template.stop_token_ids[0]
+    path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def _save_tokenizer(folder: Path, template: Template) -> None:
@@ -46,12 +54,19 @@ def _save_tokenizer(folder: Path, template: Template) -> None:
 def exported_template(template: Template) -> str:
     """Jinja text that renders by itself what training rendered: with `template_args` and `system` in it."""
     assert template.jinja_text is not None, "concat has no Jinja text"
-    prefix = "".join(f"{{% set {name} = {_literal(value)} %}}" for name, value in template.arguments.items())
+    arguments = {name: value for name, value in template.arguments.items() if _can_be_set(name)}
+    prefix = "".join(f"{{% set {name} = {_literal(value)} %}}" for name, value in arguments.items())
     if template.system is not None:
         message = _literal([{"role": "system", "content": template.system}])
         has_none = "messages | selectattr('role', 'equalto', 'system') | list | length == 0"
         prefix += f"{{% if {has_none} %}}{{% set messages = {message} + messages %}}{{% endif %}}"
-    return prefix + template.jinja_text
+    # Blocks are trimmed: the line's end vanishes, and what begins the template still begins a line.
+    return f"{prefix}\n{template.jinja_text}" if prefix else template.jinja_text
+
+
+def _can_be_set(name: str) -> bool:
+    """Whether a template can read a variable of this name; others had no effect in training either."""
+    return name.isidentifier() and name not in ("true", "True", "false", "False", "none", "None")
 
 
 def _literal(value: Any) -> str:
@@ -60,7 +75,11 @@ def _literal(value: Any) -> str:
         return "{" + ", ".join(f"{_literal(key)}: {_literal(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_literal, value)) + "]"
-    return json.dumps(value) if isinstance(value, str | bool) else "none" if value is None else repr(value)
+    if isinstance(value, str | bool):
+        return json.dumps(
+            value, ensure_ascii=False
+        )  # Jinja reads \\ud83d\\ude00 as two halves of a character
+    return "none" if value is None else repr(value)
 
 
 def _model_card(config: SFTConfig, template: Template) -> str:
