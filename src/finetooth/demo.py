@@ -35,6 +35,7 @@ from finetooth.training.run_directory import write_json
 SEED = 0
 CLOZE_TOKENS = 16
 SHOWN_EXAMPLES = 4
+SHOWN_LINES = 2
 RUN_YAML = """\
 # What `finetooth demo` trains; `finetooth train` runs it again with other settings.
 model: {{path: {base}}}
@@ -45,14 +46,14 @@ data:
   max_length: 128
   cache_dir: {out}/cache
 training:
-  num_train_epochs: 2
+  num_train_epochs: 1
   global_batch_size: 32
   learning_rate: 5e-4
   min_learning_rate: 5e-5
   warmup_steps: 0.05
   row_tokens: 2048
   device: cpu
-evaluation: {{every: 60, exact_match: plain, exact_match_records: 64, max_new_tokens: 48}}
+evaluation: {{every: 0, max_new_tokens: 48, exact_match: plain, exact_match_records: 32}}
 checkpoints: {{every: 0, keep: 1}}
 output_dir: {out}/run
 """
@@ -167,13 +168,12 @@ def _cloze_accuracy(
 def _show(
     console: Console, before: Sequence[Answered], after: Sequence[Answered], summary: dict[str, Any]
 ) -> None:
-    answers = Table("asked, never in training", "base model", "policy", show_lines=True)
+    answers = Table("asked, never in training", "base model goes on", "policy answers", show_lines=True)
     step = max(1, len(after) // SHOWN_EXAMPLES)
     for base, policy in list(zip(before, after, strict=True))[::step][:SHOWN_EXAMPLES]:
         question = base.prompt.removeprefix("<|im_start|>user\n").split("<|im_end|>")[0]
-        answers.add_row(
-            Text(question), Text(base.generated + ("" if base.stopped else " …")), Text(policy.generated)
-        )
+        rambling = " ".join(base.generated.split("\n")[:SHOWN_LINES]) + ("" if base.stopped else " …")
+        answers.add_row(Text(question), Text(rambling), Text(policy.generated))
     console.print(answers)
     figures = Table("", "before", "after")
     for label, name in (

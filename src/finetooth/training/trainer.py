@@ -259,7 +259,7 @@ class SFTTrainer:
             line |= self._answer(step, self.dev_documents, self.template, settings.exact_match)
         self.metrics.append(line)
         self._note_best(step, line.get("dev_loss"))
-        view.note("  ".join(f"{name} {_shown(value)}" for name, value in line.items()))
+        view.note(_evaluation_in_words(line))
 
     def _answer(
         self, step: int, documents: DocumentSource, template: Template, extractor: Extractor
@@ -324,5 +324,10 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _shown(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+def _evaluation_in_words(line: dict[str, Any]) -> str:
+    facts = [f"step {line['step']}"]
+    for name in ("train", "dev"):
+        if f"{name}_loss" in line:
+            facts.append(f"{name}_loss {line[f'{name}_loss']:.4f} (perplexity {line[f'{name}_perplexity']:.4g})")
+    facts += [f"{name} {line[name]:.1%}" for name in ("exact_match", "stop_rate") if name in line]
+    return "  ".join(facts)
