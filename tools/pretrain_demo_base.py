@@ -1,12 +1,12 @@
 """Pretrain the demo's base model on plain text made from the tables in `src/finetooth/assets/facts/`.
 
-The base model that ships and the control model of the tests (which has read nothing about the held-out facts)
-were made with
+The base model that ships, and the control model of the tests, which has read nothing about the held-out
+facts, were made with
 
     python tools/pretrain_demo_base.py --threads 1 --out src/finetooth/assets/base
     python tools/pretrain_demo_base.py --threads 1 --out tests/assets/control_base --without-held-out
 
-in 14 minutes each on one core of an AMD EPYC that had other work to do, with torch 2.13 and transformers 5.23.
+in 14 minutes each on one core of a busy AMD EPYC with torch 2.13 and transformers 5.23.
 The same seed, machine, thread count and versions give the same model.
 """
 
