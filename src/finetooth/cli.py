@@ -139,7 +139,7 @@ def train(
         ),
     ] = Resume.NEVER,
     overfit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Train and test on the first N records only.")
+        int | None, typer.Option(min=1, metavar="N", help="Train on the first N documents only.")
     ] = None,
     as_json: AsJson = False,
     offline: Offline = False,

@@ -326,8 +326,10 @@ def _is_due(step: int, every: int) -> bool:
 
 def _evaluation_in_words(line: dict[str, Any]) -> str:
     facts = [f"step {line['step']}"]
-    for name in ("train", "dev"):
-        if f"{name}_loss" in line:
-            facts.append(f"{name}_loss {line[f'{name}_loss']:.4f} (perplexity {line[f'{name}_perplexity']:.4g})")
+    facts += [
+        f"{name}_loss {line[f'{name}_loss']:.4f} (perplexity {line[f'{name}_perplexity']:.4g})"
+        for name in ("train", "dev")
+        if f"{name}_loss" in line
+    ]
     facts += [f"{name} {line[name]:.1%}" for name in ("exact_match", "stop_rate") if name in line]
     return "  ".join(facts)
