@@ -1,4 +1,4 @@
-"""Every finetooth command and the run.yaml of the README, run as a reader would; the examples' run files too."""
+"""Every finetooth command and the run.yaml of the README, run as a reader would; every example."""
 
 import json
 import re
@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from finetooth.config.load import load_config
 from tests.documents import save_small_model
 from tests.small_tokenizer import write_small_tokenizer
+
+from finetooth.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -116,7 +116,7 @@ class SFTTrainer:
         if resume_from is not None:
             self._take_up(resume_from)
         first, last = self.state.next_step, self.schedule.num_steps
-        self.metrics.forget_after(first - 1)
+        self.metrics.forget_after(first - 1 if first > 1 else -1)  # step 0 is evaluated again, too
         self.policy.train()
         view = ProgressView(self.console, first_step=first, num_steps=last)
         with StopRequest().listening() as stop, view:
