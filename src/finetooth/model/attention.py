@@ -52,7 +52,7 @@ def document_attention(
     assert kwargs.get("s_aux") is None, "attention sinks are refused when the model is loaded"
     num_rows, num_heads, num_tokens, head_size = query_BHTD.shape
     scale = head_size**-0.5 if scaling is None else scaling
-    query, key, value = (_flatten(tensor) for tensor in (query_BHTD, key_BKTD, value_BKTD))
+    query, key, value = (_narrowed(_flatten(tensor)) for tensor in (query_BHTD, key_BKTD, value_BKTD))
     window = (
         sliding_window if sliding_window is not None and sliding_window < document_layout.longest else None
     )
@@ -73,6 +73,14 @@ def _flatten(tensor_BHTD: torch.Tensor) -> torch.Tensor:
     if tensor_BHTD.shape[0] == 1:
         return tensor_BHTD
     return tensor_BHTD.transpose(0, 1).flatten(1, 2).unsqueeze(0)
+
+
+def _narrowed(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in autocast's type: norms and rotary factors leave queries and keys in float32."""
+    device_type = tensor.device.type
+    if not torch.is_autocast_enabled(device_type):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device_type))
 
 
 def _varlen(
