@@ -7,6 +7,7 @@ import torch
 
 from finetooth.base.errors import ConfigError
 from finetooth.batching.collate import DocumentLayout
+from finetooth.model import attention
 from finetooth.model.attention import document_attention
 
 
@@ -100,3 +101,64 @@ def test_a_backbone_that_drops_the_layout_is_refused():
         "Identity: the backbone does not pass the document layout on to its attention; "
         "use another architecture"
     )
+
+
+def many_documents_kernel(
+    query_THD: torch.Tensor,
+    key_TKD: torch.Tensor,
+    value_TKD: torch.Tensor,
+    offsets: torch.Tensor,
+    key_offsets: torch.Tensor,
+    longest: int,
+    longest_key: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """What `varlen_attn`'s documentation says, written out; it has no CPU implementation."""
+    assert offsets.dtype == torch.int32
+    assert torch.equal(offsets, key_offsets)
+    assert longest == longest_key == offsets.diff().max()
+    assert window_size[1] == 0, "causal"
+    if enable_gqa:
+        repeats = query_THD.shape[1] // key_TKD.shape[1]
+        key_TKD, value_TKD = (tensor.repeat_interleave(repeats, 1) for tensor in (key_TKD, value_TKD))
+    out = torch.empty_like(query_THD)
+    for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        scores = torch.einsum("qhd,khd->hqk", query_THD[start:end], key_TKD[start:end]) * scale
+        place = torch.arange(end - start)
+        behind = place[:, None] - place[None, :]
+        visible = behind >= 0
+        if window_size[0] >= 0:
+            visible &= behind <= window_size[0]
+        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+        out[start:end] = torch.einsum("hqk,khd->qhd", weights, value_TKD[start:end])
+    return out
+
+
+@pytest.mark.parametrize("has_gqa", [True, False])
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize(("num_rows", "lengths"), [(1, (5, 1, 9, 3)), (2, (5, 4, 1, 8))])
+def test_the_gpu_kernel_is_given_what_its_documentation_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+    num_rows: int,
+    lengths: tuple[int, ...],
+    window: int | None,
+    has_gqa: bool,
+):
+    monkeypatch.setattr(attention, "varlen_attn", many_documents_kernel)
+    monkeypatch.setattr(attention, "_VARLEN_HAS_GQA", has_gqa)
+    monkeypatch.setattr(attention, "_each_document", attention._varlen)
+    inputs = draw(num_rows, sum(lengths) // num_rows)
+    out, _ = document_attention(
+        torch.nn.Identity(), *inputs, None, document_layout=make_layout(lengths), sliding_window=window
+    )
+    torch.testing.assert_close(out, dense_reference(*inputs, lengths, window=window), rtol=1e-12, atol=1e-12)
+
+
+def test_queries_and_keys_take_autocasts_type():
+    inputs = [tensor.detach().float() for tensor in draw(1, 8)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, _ = document_attention(torch.nn.Identity(), *inputs, None, document_layout=make_layout((8,)))
+    assert out.dtype == torch.bfloat16
