@@ -40,11 +40,11 @@ RUN_YAML = """\
 # What `finetooth demo` trains; `finetooth train` runs it again with other settings.
 model: {{path: {base}}}
 data:
-  train: {out}/train.jsonl
-  dev: {out}/held_out.jsonl
+  train: {train}
+  dev: {held_out}
   template: chatml
   max_length: 128
-  cache_dir: {out}/cache
+  cache_dir: {cache}
 training:
   num_train_epochs: 1
   global_batch_size: 32
@@ -55,8 +55,16 @@ training:
   device: cpu
 evaluation: {{every: 0, max_new_tokens: 48, exact_match: plain, exact_match_records: 32}}
 checkpoints: {{every: 0, keep: 1}}
-output_dir: {out}/run
+output_dir: {run}
 """
+FILES = {
+    "train": "train.jsonl",
+    "held_out": "held_out.jsonl",
+    "cache": "cache",
+    "run": "run",
+    "run_file": "run.yaml",
+    "summary": "summary.json",
+}
 
 
 def demo(out: Path, *, console: Console | None = None) -> dict[str, Any]:
@@ -101,7 +109,7 @@ def demo(out: Path, *, console: Console | None = None) -> dict[str, Any]:
 
 def _set_the_scene(out: Path, taught: Sequence[Fact], held_out: Sequence[Fact]) -> SFTConfig:
     """Writes the records and run.yaml; returns the config they give."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "held_out.jsonl").is_file())):
+    if not _may_be_replaced(out):
         raise ConfigError(problem("--out", f"{out} holds something else than a demo", "name a new folder"))
     shutil.rmtree(out, ignore_errors=True)
     questions = [
@@ -113,12 +121,23 @@ def _set_the_scene(out: Path, taught: Sequence[Fact], held_out: Sequence[Fact]) 
         }
         for item in exam(held_out)
     ]
-    write_atomically(out / "train.jsonl", _as_lines(conversations(taught, SEED)))
-    write_atomically(out / "held_out.jsonl", _as_lines(questions))
+    paths = {name: out / file for name, file in FILES.items()}
+    write_atomically(paths["held_out"], _as_lines(questions))
+    write_atomically(paths["train"], _as_lines(conversations(taught, SEED)))
     base = resources.files("finetooth.assets").joinpath("base")
-    text = RUN_YAML.format(base=json.dumps(str(base)), out=out)
-    write_atomically(out / "run.yaml", text.encode())
-    return load_config(out / "run.yaml")
+    quoted = {
+        name: json.dumps(str(path), ensure_ascii=False) for name, path in {**paths, "base": base}.items()
+    }
+    write_atomically(paths["run_file"], RUN_YAML.format(**quoted).encode())
+    return load_config(paths["run_file"])
+
+
+def _may_be_replaced(out: Path) -> bool:
+    """Whether nothing is lost: there is no such folder, or it is empty or holds a demo and nothing else."""
+    if not out.exists():
+        return True
+    names = {entry.name for entry in out.iterdir()} if out.is_dir() else {"a file"}
+    return not names or (FILES["held_out"] in names and names <= set(FILES.values()))
 
 
 def _as_lines(records: Sequence[Any]) -> bytes:
