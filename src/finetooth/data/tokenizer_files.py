@@ -80,7 +80,8 @@ def vocabulary_of(model: Mapping[str, Any]) -> dict[str, int]:
 def _converted(folder: Path, place: str) -> tempfile.TemporaryDirectory[str]:
     """Lets transformers read the tokenizer and write it, with a tokenizer.json, into a temporary folder."""
     fact = f"{folder} has no tokenizer.json"
-    if not any(path for pattern in ("tokenizer*", "vocab.*", "*.model") for path in folder.glob(pattern)):
+    # From settings alone transformers would make a tokenizer without a vocabulary.
+    if not any(path for pattern in ("vocab.*", "*.model") for path in folder.glob(pattern)):
         raise ConfigError(problem(place, fact, "name a folder that holds a tokenizer"))
     keeper = tempfile.TemporaryDirectory(prefix="finetooth-tokenizer-")
     command = [sys.executable, "-c", _CONVERT, str(folder), keeper.name]
