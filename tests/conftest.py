@@ -6,16 +6,23 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder `shared` beside the repository, which holds real data, tokenizers and templates."""
-    folder = Path(__file__).resolve().parents[2] / "shared"
+    folder = ROOT.parent / "shared"
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}: real data is not at hand")
     return folder
@@ -28,3 +35,50 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FINETOOTH_CACHE", str(folder))
         yield folder
+
+
+@dataclass(frozen=True)
+class Installed:
+    """finetooth as its wheel installs it, in a folder of its own beside the libraries of this environment."""
+
+    wheel: Path
+    site: Path
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command that knows no other finetooth; two threads where there are two processors."""
+        environment = {**os.environ, "PYTHONPATH": str(self.site)}
+        environment.pop("OMP_NUM_THREADS")
+        return subprocess.run(
+            command, cwd=self.wheel.parent, env=environment, capture_output=True, text=True, check=False
+        )
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel of this checkout, built and installed without network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    target = ["--target", str(folder / "site"), "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([*pip, "install", *target], check=True, capture_output=True)
+    return Installed(wheel, folder / "site")
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """What `finetooth demo` left behind and printed."""
+
+    folder: Path
+    printed: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def demo_run(installed: Installed) -> DemoRun:
+    """The demo, told once per session, by the installed wheel."""
+    folder = installed.wheel.parent / "demo"
+    finetooth = str(installed.site / "bin" / "finetooth")
+    done = installed.run(finetooth, "demo", "--json", "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    return DemoRun(folder, json.loads(done.stdout))
