@@ -164,6 +164,27 @@ def test_a_gradient_that_is_no_number_ends_the_run(folder: Path):
     assert not (folder / "run" / "final").exists()
 
 
+def test_a_policy_that_the_last_update_broke_is_no_result(folder: Path):
+    """Parameters of 1e18 pass as finite; what is computed with them does not."""
+    write_run(folder)
+    result = command("learning_rate=1e18", "max_steps=1", "--json")
+    sentence = (
+        "evaluation: the loss is nan; the last updates broke the policy; "
+        "train again with a lower training.learning_rate"
+    )
+    assert (result.exit_code, json.loads(result.stdout)) == (1, {"error": [sentence], "exit_code": 1})
+    assert read_json(folder / "run" / "summary.json")["state"] == "failed"
+    assert not (folder / "run" / "final").exists()
+    assert "NaN" not in (folder / "run" / "metrics.jsonl").read_text()
+
+
+def test_an_enormous_loss_is_still_json(folder: Path):
+    write_run(folder)
+    result = command("learning_rate=1e3", "max_steps=1", "--json")
+    assert json.loads(result.stdout)["dev_perplexity"] == math.exp(700)
+    assert "Infinity" not in (folder / "run" / "metrics.jsonl").read_text()
+
+
 LONG = {"max_steps": 300, "global_batch_size": 2}
 
 

@@ -8,6 +8,7 @@ import torch
 from tests.documents import Documents, random_documents, small_policy
 
 from finetooth.base.devices import DeviceManager
+from finetooth.base.errors import NonFiniteError
 from finetooth.batching.packing import Layout
 from finetooth.evaluation.dev_loss import MeasuredLoss, measure_loss
 from finetooth.model.policy import PolicyModel
@@ -90,6 +91,19 @@ def test_measuring_is_done_without_dropout():
     assert measure(policy, random_documents(4), LAYOUTS[3], [0, 1]).loss == before
 
 
-@pytest.mark.parametrize(("loss", "perplexity"), [(0.0, 1.0), (2.0, math.exp(2)), (800.0, math.inf)])
+def test_a_loss_that_is_no_number_is_an_error():
+    policy = small_policy(tie_word_embeddings=False)
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight[:] = torch.inf
+    with pytest.raises(NonFiniteError) as caught:
+        measure(policy.train(), random_documents(4), LAYOUTS[3], [0, 1])
+    assert str(caught.value) == (
+        "evaluation: the loss is nan; the last updates broke the policy; "
+        "train again with a lower training.learning_rate"
+    )
+    assert policy.training
+
+
+@pytest.mark.parametrize(("loss", "perplexity"), [(0.0, 1.0), (2.0, math.exp(2)), (800.0, math.exp(700))])
 def test_perplexity_is_the_exponential_of_the_loss(loss: float, perplexity: float):
     assert MeasuredLoss(loss, 1.0).perplexity == perplexity

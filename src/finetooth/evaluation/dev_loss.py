@@ -8,10 +8,13 @@ import numpy as np
 import torch
 
 from finetooth.base.devices import DeviceManager
+from finetooth.base.errors import NonFiniteError, problem
 from finetooth.batching.collate import collate
 from finetooth.batching.packing import Layout, forward_passes, lay_out
 from finetooth.data.records import DocumentSource
 from finetooth.model.policy import PolicyModel
+
+LARGEST_EXPONENT = 700.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +26,8 @@ class MeasuredLoss:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); infinite where that exceeds a float."""
-        try:
-            return math.exp(self.loss)
-        except OverflowError:
-            return math.inf
+        """exp(loss), at most exp(700): JSON knows no infinity."""
+        return math.exp(min(self.loss, LARGEST_EXPONENT))
 
 
 @torch.no_grad()
@@ -42,6 +42,7 @@ def measure_loss(
     """The mean cross-entropy over the targets of the documents with these numbers.
 
     layout: changes speed only. The policy is left in the mode (train or eval) it was in.
+    Raises NonFiniteError where the loss is infinite or not a number.
     """
     numbers = np.asarray(numbers, dtype=np.int64)
     (rows,) = lay_out(numbers, documents.lengths[numbers], layout=layout)
@@ -52,5 +53,8 @@ def measure_loss(
         with devices.autocast():
             loss_sum += float(policy(collate(row_group, documents).to(devices.device)))
     policy.train(was_training)
+    if not math.isfinite(loss_sum):
+        remedy = "the last updates broke the policy; train again with a lower training.learning_rate"
+        raise NonFiniteError(problem("evaluation", f"the loss is {loss_sum}", remedy))
     total_loss_weight = float(documents.loss_weight_totals[numbers].sum())
     return MeasuredLoss(loss_sum / total_loss_weight, total_loss_weight)
