@@ -216,6 +216,15 @@ MISTAKES: dict[str, Mistake] = {
         "data.max_length: the longest document has 27 tokens, the model 8 positions; write 8 or less",
         SETTINGS,
     ),
+    "a dev document longer than the model has positions": Mistake(
+        do(
+            lambda folder: write_base(folder / "base", max_position_embeddings=40),
+            put("dev.jsonl", json.dumps({"prompt": "What?", "response": "four " * 30})),
+            change("data", dev="dev.jsonl"),
+        ),
+        "data.max_length: the longest document has 46 tokens, the model 40 positions; write 40 or less",
+        SETTINGS,
+    ),
     "chatml without its tokens": Mistake(
         rename_chatml_tokens,
         "data.template: chatml needs <|im_start|>, which the tokenizer does not have as tokens; "
@@ -249,12 +258,6 @@ MISTAKES: dict[str, Mistake] = {
         "run/checkpoints: no checkpoint; start the run anew, or write --resume auto",
         FAILED,
         ("train", "run.yaml", "--resume"),
-    ),
-    "a device that is not there": Mistake(
-        nothing,
-        "training.device: mps is not available here; this machine has: cpu; or write auto",
-        SETTINGS,
-        ("train", "run.yaml", "device=mps"),
     ),
     "an evaluation of no run": Mistake(
         nothing, "command line: base is no run directory; add --config RUN.yaml", SETTINGS, ("eval", "base")

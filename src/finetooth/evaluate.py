@@ -35,7 +35,7 @@ def evaluate(
     devices = DeviceManager(config.training.device, config.training.precision)
     prepared = prepare_data(config, console=console)
     policy = load_policy(ModelConfig(path=model_folder(target)), devices=devices)
-    refuse_misfits(policy, prepared.tokenizer, longest_document=int(prepared.train.lengths.max()))
+    refuse_misfits(policy, prepared.tokenizer, longest_document=prepared.longest_document)
     figures: dict[str, Any] = {"target": target, **_losses(policy, prepared, config, devices)}
     if config.evaluation.exact_match is not None and prepared.dev is not None:
         answered = _answers(policy, prepared, config, devices, limit, console)

@@ -41,7 +41,7 @@ def train(
     train_documents, dev_documents = _documents(prepared, overfit)
     checkpoint = _checkpoint(config, resume, console)
     policy = load_policy(_base(config, checkpoint), devices=devices, seed=config.training.seed)
-    refuse_misfits(policy, prepared.tokenizer, longest_document=int(prepared.train.lengths.max()))
+    refuse_misfits(policy, prepared.tokenizer, longest_document=prepared.longest_document)
     trainer = SFTTrainer(
         config,
         policy=policy,

@@ -64,6 +64,11 @@ class PreparedData:
     has_more_records: bool
     is_reused: bool
 
+    @property
+    def longest_document(self) -> int:
+        """Tokens of the longest document to be trained or evaluated."""
+        return max(int(store.lengths.max()) for store in (self.train, self.dev) if store is not None)
+
 
 def prepare_data(config: SFTConfig, *, console: "Console | None" = None) -> PreparedData:
     """Gives the stores that a config describes, from the cache if they are there.
