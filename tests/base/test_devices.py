@@ -13,7 +13,8 @@ from finetooth.base.errors import ConfigError
 def machine_with(monkeypatch: pytest.MonkeyPatch):
     """Pretends that other devices are there."""
 
-    def pretend(*, cuda: bool = False, mps: bool = False, bf16: bool = False) -> None:
+    def pretend(*, cuda: bool = False, mps: bool = False, bf16: bool = False, num_gpus: int = 1) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
@@ -44,6 +45,16 @@ def test_a_device_that_is_not_there_is_refused(machine_with):
         DeviceManager("cuda:1")
     assert str(caught.value) == (
         "training.device: cuda:1 is not available here; this machine has: mps, cpu; or write auto"
+    )
+
+
+def test_one_gpu_of_several_may_be_named(machine_with):
+    machine_with(cuda=True, num_gpus=2)
+    assert DeviceManager("cuda:1").device == torch.device("cuda:1")
+    with pytest.raises(ConfigError) as caught:
+        DeviceManager("cuda:2")
+    assert str(caught.value) == (
+        "training.device: cuda:2 is not available here; this machine's GPUs are cuda:0 to cuda:1"
     )
 
 

@@ -105,6 +105,8 @@ def test_a_contradiction_is_told(changes: dict[str, Any], complaint: str):
         {"training__warmup_steps": 0.03},
         {"training__warmup_steps": 7.0},
         {"training__warmup_steps": 0},
+        {"training__device": "cuda:0"},
+        {"training__device": "cuda:12"},
         {"data__template": "my/own.jinja"},
         {"data__template_args": {"a": [1.5, None, {"b": "ö"}]}},
         {"data__fields": {"prompt": "q", "response": "a"}, "data__format": "prompt-response"},
@@ -122,7 +124,24 @@ def test_a_contradiction_is_not_sought_among_unusable_values():
     ]
 
 
-NUMBERS = [key for key in SETTINGS if isinstance(SETTINGS[key].default, int | float)]
+@pytest.mark.parametrize("device", ["cuda:", "cuda:-1", "cuda:01", "cuda:1\n", "mps:0", "gpu", 0])
+def test_a_device_is_one_of_those_named(device: object):
+    (complaint,) = complaints(training__device=device)
+    assert complaint.startswith("training.device | training.device: found ")
+    assert complaint.endswith("; write auto, cuda, mps, cpu or text such as cuda:1")
+
+
+@pytest.mark.parametrize("packing", ["auto", 1, None])
+def test_documents_are_packed_or_not(packing: object):
+    (complaint,) = complaints(training__packing=packing)
+    assert complaint.endswith("; write true or false")
+
+
+NUMBERS = [
+    key
+    for key, setting in SETTINGS.items()
+    if isinstance(setting.default, int | float) and not isinstance(setting.default, bool)
+]
 
 
 @pytest.mark.parametrize("key", NUMBERS)

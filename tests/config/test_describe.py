@@ -42,13 +42,13 @@ training:
   max_steps: null  # default
   global_batch_size: 128  # default
   global_batch_tokens: null  # default
-  packing: auto  # default
+  packing: true  # default
   row_tokens: 16384  # default
   rows_at_once: 1  # default
   learning_rate: 0.0001  # command line
   min_learning_rate: 2e-06  # default
   lr_scheduler_type: cosine  # default
-  warmup_steps: 100  # default
+  warmup_steps: 0.03  # default
   weight_decay: 0.01  # default
   adam_beta1: 0.9  # default
   adam_beta2: 0.999  # default
@@ -119,7 +119,7 @@ def test_a_description_is_read_back_to_an_equal_config(tmp_path: Path, data: st.
             num_train_epochs=data.draw(POSITIVE),
             learning_rate=data.draw(POSITIVE),
             min_learning_rate=0,
-            packing=data.draw(st.sampled_from(["auto", True, False])),
+            packing=data.draw(st.booleans()),
         ),
         evaluation=EvaluationConfig(every=data.draw(st.integers(min_value=0))),
         output_dir=data.draw(ANY_TEXT),

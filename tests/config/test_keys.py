@@ -89,3 +89,23 @@ def test_every_setting_named_by_a_remedy_exists(name: str):
     assert [key for key in named if key not in SETTINGS] == []
     if OTHER_NAMES[name].startswith("write "):
         assert named or "output_dir" in OTHER_NAMES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("log_every", "write logging.every, in steps"),
+        ("wd", "write training.weight_decay"),
+        ("grad_norm_clip", "write training.max_grad_norm"),
+        ("num_train_steps", "write training.max_steps"),
+        ("checkpoint_dir", "write output_dir, at the top level"),
+        (
+            "ignore_index",
+            "leave it out: each token has a loss weight of its own; write data.loss_on to choose",
+        ),
+        ("wandb_project", "leave it out: metrics are written to metrics.jsonl in output_dir"),
+        ("eval_only", "leave it out: measure with `finetooth eval RUN_OR_MODEL`"),
+    ],
+)
+def test_names_of_other_tools_are_answered(name: str, remedy: str):
+    assert explain_unknown(f"training.{name}") == Unknown(f"training.{name}: not a name used here", remedy)

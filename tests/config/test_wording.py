@@ -38,6 +38,7 @@ def test_a_value_is_shown_in_words(value: object, words: str):
         ({"enum": ["a", "b", "c"], "type": "string"}, "a, b or c"),
         ({"anyOf": [{"const": "auto"}, {"type": "boolean"}]}, "auto, true or false"),
         ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "text or null"),
+        ({"type": "string", "pattern": "^c:[0-9]$", "examples": ["c:1"]}, "text such as c:1"),
         ({"type": "object", "additionalProperties": {"type": "string"}}, "a mapping whose values are text"),
         ({"type": "object", "additionalProperties": {"$ref": "#/x"}}, "a mapping"),
     ],

@@ -80,6 +80,12 @@ def _choose_device(name: str) -> torch.device:
                 f"this machine has: {present}; or write auto",
             )
         )
+    num_gpus = torch.cuda.device_count()
+    if name.startswith("cuda:") and int(name.removeprefix("cuda:")) >= num_gpus:
+        fact = f"{name} is not available here"
+        raise ConfigError(
+            problem("training.device", fact, f"this machine's GPUs are cuda:0 to cuda:{num_gpus - 1}")
+        )
     return torch.device(name)
 
 

@@ -22,6 +22,7 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+OneGPU = Annotated[str, Field(pattern=r"^cuda:(0|[1-9][0-9]?)$", examples=["cuda:1"])]
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
@@ -100,9 +101,8 @@ class TrainingConfig:
     global_batch_tokens: Count | None = None
     """Tokens per step over all devices; when set, it decides instead of `global_batch_size`."""
 
-    packing: Literal["auto"] | bool = "auto"
-    """Whether several documents share a row; auto packs where documents can be kept apart. Never changes what
-    is learnt."""
+    packing: bool = True
+    """Whether several documents share a row, each by itself. Never changes what is learnt."""
 
     row_tokens: Count = 16384
     """Longest row, in tokens; at least `data.max_length`. Never changes what is learnt."""
@@ -119,7 +119,7 @@ class TrainingConfig:
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate after the warm-up."""
 
-    warmup_steps: NotNegative = 100
+    warmup_steps: NotNegative = 0.03
     """Steps over which the learning rate rises to its highest value; below 1, a share of all steps."""
 
     weight_decay: NotNegative = 0.01
@@ -140,8 +140,8 @@ class TrainingConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the forward and backward pass; parameters stay in fp32. Auto takes what pays here."""
 
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """Where to train; auto takes cuda, then mps, then cpu."""
+    device: Literal["auto", "cuda", "mps", "cpu"] | OneGPU = "auto"
+    """Where to train: auto (cuda, then mps, then cpu), cuda, one GPU of several (cuda:1), mps or cpu."""
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
     """Decides the dev share, the order of the documents, fresh parameters and every other draw."""
@@ -172,10 +172,10 @@ class CheckpointsConfig:
     """How often the state of the run is saved, and how much of it is kept."""
 
     every: CountOrZero = 200
-    """Steps between checkpoints; 0 saves only at the end."""
+    """Steps between checkpoints; 0 saves at the end; a new best evaluation is saved as well."""
 
     keep: Count = 3
-    """How many checkpoints are kept; older ones are removed."""
+    """How many checkpoints are kept, the best one besides; older ones are removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
