@@ -239,7 +239,7 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "a folder that holds a run": Mistake(
         put("run/config.yaml"),
-        "output_dir: run already holds a run; add --resume, or name another folder",
+        "output_dir: run already holds a run; add --resume auto to start it anew, or name another folder",
         SETTINGS,
     ),
     "a folder that holds something else": Mistake(
@@ -255,7 +255,7 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "a run to resume without a checkpoint": Mistake(
         put("run/config.yaml"),
-        "run/checkpoints: no checkpoint; start the run anew, or write --resume auto",
+        "run/checkpoints: no checkpoint; write --resume auto to start the run anew",
         FAILED,
         ("train", "run.yaml", "--resume"),
     ),
@@ -264,7 +264,7 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "an evaluation of a run that has no policy": Mistake(
         do(lambda folder: put("run/config.yaml", (folder / "run.yaml").read_text())(folder)),
-        "command line: run has no final/; finish the run with train --resume, or name a checkpoint",
+        "command line: run has no final/; finish the run with train --resume",
         SETTINGS,
         ("eval", "run"),
     ),

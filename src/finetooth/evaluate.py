@@ -14,12 +14,11 @@ from finetooth.base.files import write_atomically
 from finetooth.config.load import load_config
 from finetooth.config.schema import ModelConfig, SFTConfig
 from finetooth.data.preparation import PreparedData, prepare_data
-from finetooth.evaluation.dev_loss import measure_loss
+from finetooth.evaluation.dev_loss import measure_losses, sample_documents
 from finetooth.evaluation.exact_match import Answered, answer_documents, share
 from finetooth.evaluation.speaker import model_folder
 from finetooth.model.load import load_policy, refuse_misfits
 from finetooth.model.policy import PolicyModel
-from finetooth.training.trainer import layout_of, sample_documents
 
 
 def evaluate(
@@ -34,9 +33,10 @@ def evaluate(
     config = config or _own_config(target)
     devices = DeviceManager(config.training.device, config.training.precision)
     prepared = prepare_data(config, console=console)
-    policy = load_policy(ModelConfig(path=model_folder(target)), devices=devices)
+    policy = load_policy(ModelConfig(path=model_folder(target)), devices=devices, place="command line")
     refuse_misfits(policy, prepared.tokenizer, longest_document=prepared.longest_document)
-    figures: dict[str, Any] = {"target": target, **_losses(policy, prepared, config, devices)}
+    losses = measure_losses(policy, train=prepared.train, dev=prepared.dev, config=config, devices=devices)
+    figures: dict[str, Any] = {"target": target, **losses}
     if config.evaluation.exact_match is not None and prepared.dev is not None:
         answered = _answers(policy, prepared, config, devices, limit, console)
         figures |= {"exact_match": share(answered, "exact_match"), "stop_rate": share(answered, "stopped")}
@@ -53,23 +53,6 @@ def _own_config(target: str) -> SFTConfig:
     if not path.is_file():
         raise ConfigError(problem("command line", f"{target} is no run directory", "add --config RUN.yaml"))
     return load_config(path)
-
-
-def _losses(
-    policy: PolicyModel, prepared: PreparedData, config: SFTConfig, devices: DeviceManager
-) -> dict[str, float]:
-    figures: dict[str, float] = {}
-    for name, documents, most in (
-        ("train", prepared.train, config.evaluation.train_documents),
-        ("dev", prepared.dev, None),
-    ):
-        if documents is not None:
-            numbers = sample_documents(documents, most, seed=config.training.seed)
-            measured = measure_loss(
-                policy, documents, numbers=numbers, layout=layout_of(config), devices=devices
-            )
-            figures |= {f"{name}_loss": measured.loss, f"{name}_perplexity": measured.perplexity}
-    return figures
 
 
 def _answers(

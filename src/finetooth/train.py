@@ -1,6 +1,7 @@
 """The verb `train`: records and a base model in, a policy in `final/` out."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +13,15 @@ from finetooth.config.schema import ModelConfig, SFTConfig
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.data.records import DocumentSource
 from finetooth.data.subset import Subset
-from finetooth.model.load import load_policy, refuse_misfits
+from finetooth.model.load import load_policy
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager
 from finetooth.training.final import save_final
-from finetooth.training.run_directory import Resume, claim_run_directory, describe_run, write_json
+from finetooth.training.run_directory import Resume, claimed_run_directory, describe_run, write_json
 from finetooth.training.trainer import SFTTrainer, TrainResult
+
+OVERFIT_STEPS = 100
+# Below this share of its first value, the loss of a few documents counts as collapsed.
+COLLAPSED = 0.1
 
 
 def train(
@@ -29,38 +34,46 @@ def train(
     """Trains a policy as the config says; returns what `summary.json` holds.
 
     resume:  never, must (a run with a checkpoint has to be there) or auto (continue it or start).
-    overfit: train on so many documents only, without dev records: the loss must fall to almost nothing.
+    overfit: a sanity run on so many documents: 100 steps (or max_steps) of all of them at the full
+             learning rate, without dev records. The loss must collapse; whether it did is said.
     Raises Stopped after a signal, once everything is saved.
     """
     console = console or Console(quiet=True)
+    if overfit is not None:
+        config = _overfitting(config, overfit)
+    with claimed_run_directory(Path(config.output_dir), resume=resume):
+        summary = _train(config, resume, overfit, console)
+    if overfit is not None:
+        _judge_overfit(console, summary)
+    return summary
+
+
+def _train(config: SFTConfig, resume: Resume, overfit: int | None, console: Console) -> dict[str, Any]:
     started = time.perf_counter()
     output = Path(config.output_dir)
-    claim_run_directory(output, resume=resume)
     devices = DeviceManager(config.training.device, config.training.precision)
     prepared = prepare_data(config, console=console)
     train_documents, dev_documents = _documents(prepared, overfit)
     checkpoint = _checkpoint(config, resume, console)
-    policy = load_policy(_base(config, checkpoint), devices=devices, seed=config.training.seed)
-    refuse_misfits(policy, prepared.tokenizer, longest_document=prepared.longest_document)
     trainer = SFTTrainer(
         config,
-        policy=policy,
+        policy=load_policy(_base(config, checkpoint), devices=devices, seed=config.training.seed),
         template=prepared.template,
         train=train_documents,
         dev=dev_documents,
         devices=devices,
         console=console,
     )
-    schedule = trainer.schedule.describe()
-    describe_run(
-        output, config=config, devices=devices, schedule=schedule, ledger=prepared.folder / "ledger.jsonl"
-    )
+    if checkpoint is not None:
+        trainer.take_up(checkpoint)
+    ledger = prepared.folder / "ledger.jsonl"
+    describe_run(output, config=config, devices=devices, schedule=trainer.schedule.describe(), ledger=ledger)
     _announce(console, trainer, checkpoint)
     summary: dict[str, Any] = {"state": "failed", "output_dir": str(output)}
     try:
-        result = trainer.train(resume_from=checkpoint)
+        result = trainer.train()
         if result.stopped is None:
-            save_final(output / "final", policy=policy, template=prepared.template, config=config)
+            save_final(output / "final", policy=trainer.policy, template=prepared.template, config=config)
         summary |= _figures(trainer, result, state="finished" if result.stopped is None else "stopped")
     finally:
         summary["seconds"] = round(time.perf_counter() - started, 2)
@@ -68,8 +81,30 @@ def train(
     if result.stopped is not None:
         fact = f"stopped after step {result.last_step} of {trainer.schedule.num_steps}, saved"
         raise Stopped(problem(output, fact, "continue with --resume"), exit_code=result.stopped)
-    console.print(f"policy: {output / 'final'}", markup=False, highlight=False)
+    console.print(f"policy: {output / 'final'}", markup=False, highlight=False, soft_wrap=True)
     return summary
+
+
+def _overfitting(config: SFTConfig, num_documents: int) -> SFTConfig:
+    """The config for a sanity run: every step sees all the documents, at the full learning rate."""
+    training = replace(
+        config.training,
+        max_steps=config.training.max_steps or OVERFIT_STEPS,
+        global_batch_size=num_documents,
+        global_batch_tokens=None,
+        warmup_steps=0,
+        lr_scheduler_type="constant",
+    )
+    evaluation = replace(config.evaluation, every=0, exact_match=None, train_documents=num_documents)
+    return replace(config, training=training, evaluation=evaluation)
+
+
+def _judge_overfit(console: Console, summary: dict[str, Any]) -> None:
+    before, after = summary["first_train_loss"], summary["train_loss"]
+    verdict = f"the loss of these documents fell from {before:.4f} to {after:.4f}"
+    if after > before * COLLAPSED:
+        verdict += ", which is no collapse: raise learning_rate or max_steps, or look at the targets"
+    console.print(verdict, markup=False, highlight=False, soft_wrap=True)
 
 
 def _documents(prepared: PreparedData, overfit: int | None) -> tuple[DocumentSource, DocumentSource | None]:
@@ -88,7 +123,7 @@ def _checkpoint(config: SFTConfig, resume: Resume, console: Console) -> Checkpoi
     folder = Path(config.output_dir) / "checkpoints"
     checkpoint = CheckpointManager(folder).latest(notify=notify)
     if checkpoint is None and resume == "must":
-        raise FinetoothError(problem(folder, "no checkpoint", "start the run anew, or write --resume auto"))
+        raise FinetoothError(problem(folder, "no checkpoint", "write --resume auto to start the run anew"))
     return checkpoint
 
 
@@ -106,7 +141,7 @@ def _announce(console: Console, trainer: SFTTrainer, checkpoint: Checkpoint | No
         lines += [
             f"continues after step {done}" if done < schedule.num_steps else "this run was finished already"
         ]
-    console.print("; ".join(lines), markup=False, highlight=False)
+    console.print("; ".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def _figures(
@@ -114,6 +149,7 @@ def _figures(
 ) -> dict[str, Any]:
     last = {name: value for line in result.history for name, value in line.items()}
     steps = [trainer.schedule.step(number) for number in range(1, result.last_step + 1)]
+    first = next((line["train_loss"] for line in result.history if "train_loss" in line), None)
     wanted = (
         "loss",
         "train_loss",
@@ -130,6 +166,7 @@ def _figures(
         "num_tokens": sum(step.num_tokens for step in steps),
         "num_targets": sum(step.num_targets for step in steps),
         **{name: last[name] for name in wanted if name in last},
+        "first_train_loss": first,
         "best_step": trainer.state.best_step,
         "peak_memory_mb": round(trainer.devices.peak_memory_mb(), 1),
     }

@@ -9,7 +9,7 @@ from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError
 from finetooth.config.load import load_config
 from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig
-from finetooth.training.run_directory import Resume, claim_run_directory, describe_run, write_json
+from finetooth.training.run_directory import Resume, claimed_run_directory, describe_run, write_json
 
 STATES = ("absent", "empty", "run", "foreign", "file")
 
@@ -33,7 +33,8 @@ FILE = "output_dir: {} is a file; name a folder"
 REFUSALS: dict[tuple[str, Resume], str] = {
     ("absent", "must"): NO_RUN,
     ("empty", "must"): NO_RUN,
-    ("run", "never"): "output_dir: {} already holds a run; add --resume, or name another folder",
+    ("run", "never"): "output_dir: {} already holds a run; "
+    "add --resume auto to start it anew, or name another folder",
     ("foreign", "never"): FOREIGN,
     ("foreign", "must"): FOREIGN,
     ("foreign", "auto"): FOREIGN,
@@ -49,12 +50,34 @@ def test_a_folder_is_claimed_or_refused(place: Path, state: str, resume: Resume)
     before = sorted(place.parent.rglob("*"))
     expected = REFUSALS.get((state, resume))
     if expected is None:
-        claim_run_directory(place, resume=resume)
+        with claimed_run_directory(place, resume=resume):
+            assert place.is_dir()
     else:
-        with pytest.raises(ConfigError) as caught:
-            claim_run_directory(place, resume=resume)
+        with pytest.raises(ConfigError) as caught, claimed_run_directory(place, resume=resume):
+            pass
         assert str(caught.value) == expected.format(place)
-    assert sorted(place.parent.rglob("*")) == before, "claiming creates nothing and removes nothing"
+    assert set(before) <= set(place.parent.rglob("*")) <= {*before, place}, "nothing but the folder is made"
+
+
+def test_a_run_with_a_checkpoint_can_be_resumed(tmp_path: Path):
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "checkpoints" / "step-000002").mkdir(parents=True)
+    with pytest.raises(ConfigError) as caught, claimed_run_directory(tmp_path, resume="never"):
+        pass
+    assert str(caught.value) == (
+        f"output_dir: {tmp_path} already holds a run; add --resume, or name another folder"
+    )
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path: Path):
+    with claimed_run_directory(tmp_path / "out", resume="auto"):
+        with pytest.raises(ConfigError) as caught, claimed_run_directory(tmp_path / "out", resume="auto"):
+            pass
+        assert str(caught.value) == (
+            f"output_dir: another run is writing into {tmp_path / 'out'}; wait for it, or stop it"
+        )
+    with claimed_run_directory(tmp_path / "out", resume="auto"):
+        pass
 
 
 def test_what_is_known_before_the_first_step_is_written(tmp_path: Path):

@@ -63,7 +63,9 @@ def resume(config: SFTConfig, documents: Documents, checkpoint: Checkpoint) -> T
     from transformers import AutoModelForCausalLM
 
     policy = PolicyModel(AutoModelForCausalLM.from_pretrained(checkpoint.folder))
-    return SFTTrainer(config, policy=policy, train=documents).train(resume_from=checkpoint)
+    trainer = SFTTrainer(config, policy=policy, train=documents)
+    trainer.take_up(checkpoint)
+    return trainer.train()
 
 
 def test_twenty_steps_follow_the_golden_curve(tmp_path: Path):
@@ -195,7 +197,7 @@ def test_a_changed_run_does_not_resume(tmp_path: Path):
     assert str(caught.value).split("\n") == [
         f"training.seed: 1 here, 42 in {folder}; undo the change",
         f"training.learning_rate: 0.005 here, 0.003 in {folder}; undo the change",
-        "a run with other settings starts anew, in another output_dir",
+        "output_dir: a run with other settings cannot go on here; undo the change, or name another folder",
     ]
 
 

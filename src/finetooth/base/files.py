@@ -30,6 +30,7 @@ _LEFTOVER_AGE_SECONDS = 60
 _NOT_WRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOTDIR, errno.EEXIST),  # a file stands where a folder above it is needed
+    *(errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP),  # no folder can be made there, as below /proc
 )
 
 
@@ -53,6 +54,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         _sync_folder(path.parent)
 
 
+def create_folder(path: Path) -> None:
+    """Creates a folder, and those above it, where there is none.
+
+    Raises FinetoothError where the disk is full or the place may not be written.
+    """
+    with _told_plainly(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 @contextlib.contextmanager
 def new_folder(path: Path, *, replace: bool = False) -> Generator[Path, None, None]:
     """Yields an empty folder to be filled; it appears as `path` when the block ends, complete, or never.
@@ -64,10 +74,10 @@ def new_folder(path: Path, *, replace: bool = False) -> Generator[Path, None, No
     >>> with new_folder(Path("runs/first/final")) as folder:          # doctest: +SKIP
     ...     (folder / "config.json").write_text("{}")
     """
-    if path.exists() and not replace:
-        raise FileExistsError(path)
     partial = _partial_name(path)
     with _told_plainly(path):
+        if path.exists() and not replace:
+            raise FileExistsError(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         partial.mkdir()

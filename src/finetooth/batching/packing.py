@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finetooth.config.schema import TrainingConfig
+
 Row = tuple[int, ...]
 
 
@@ -24,6 +26,15 @@ class Layout:
     packing: bool
     row_tokens: int
     rows_at_once: int = 1
+
+
+def layout_of(training: TrainingConfig) -> Layout:
+    """How the settings lay documents out."""
+    return Layout(
+        packing=training.packing,
+        row_tokens=training.row_tokens,
+        rows_at_once=training.rows_at_once,
+    )
 
 
 def lay_out(

@@ -12,6 +12,8 @@ import numpy as np
 
 from finetooth.batching.order import epoch_order, even_boundaries, token_boundaries
 from finetooth.batching.packing import Layout, Row, lay_out
+from finetooth.config.schema import TrainingConfig
+from finetooth.data.records import DocumentSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,21 @@ class Schedule:
             "seed": self.seed,
             "fingerprint": self.fingerprint,
         }
+
+
+def schedule_of(training: TrainingConfig, documents: DocumentSource) -> Schedule:
+    """Which of the documents the settings train in which step."""
+    return Schedule(
+        documents.lengths,
+        documents.loss_weight_totals,
+        documents.num_targets,
+        seed=training.seed,
+        num_epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+        global_batch_size=training.global_batch_size,
+        global_batch_tokens=training.global_batch_tokens,
+        source_fingerprint=documents.fingerprint,
+    )
 
 
 @lru_cache(maxsize=2)

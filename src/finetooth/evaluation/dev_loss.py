@@ -10,11 +10,15 @@ import torch
 from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import NonFiniteError, problem
 from finetooth.batching.collate import collate
-from finetooth.batching.packing import Layout, forward_passes, lay_out
+from finetooth.batching.order import epoch_order
+from finetooth.batching.packing import Layout, forward_passes, lay_out, layout_of
+from finetooth.config.schema import SFTConfig
 from finetooth.data.records import DocumentSource
 from finetooth.model.policy import PolicyModel
 
 LARGEST_EXPONENT = 700.0
+# An epoch no run reaches: its order picks the fixed samples that evaluations look at.
+SAMPLE_EPOCH = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,30 @@ class MeasuredLoss:
     def perplexity(self) -> float:
         """exp(loss), at most exp(700): JSON knows no infinity."""
         return math.exp(min(self.loss, LARGEST_EXPONENT))
+
+
+def measure_losses(
+    policy: PolicyModel,
+    *,
+    train: DocumentSource,
+    dev: DocumentSource | None,
+    config: SFTConfig,
+    devices: DeviceManager,
+) -> dict[str, float]:
+    """train_loss on the config's fixed sample, dev_loss on all of dev, and both perplexities."""
+    figures: dict[str, float] = {}
+    layout = layout_of(config.training)
+    for name, documents, limit in (("train", train, config.evaluation.train_documents), ("dev", dev, None)):
+        if documents is not None:
+            numbers = sample_documents(documents, limit, seed=config.training.seed)
+            measured = measure_loss(policy, documents, numbers=numbers, layout=layout, devices=devices)
+            figures |= {f"{name}_loss": measured.loss, f"{name}_perplexity": measured.perplexity}
+    return figures
+
+
+def sample_documents(documents: DocumentSource, limit: int | None, *, seed: int) -> np.ndarray:
+    """The documents that every evaluation looks at: all, or a fixed sample of `limit`; int64."""
+    return epoch_order(len(documents.lengths), seed=seed, epoch=SAMPLE_EPOCH)[:limit]
 
 
 @torch.no_grad()

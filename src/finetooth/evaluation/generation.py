@@ -40,8 +40,7 @@ def generate(
     answers: dict[int, Generation] = {}
     was_training = policy.training
     policy.eval()
-    for start in range(0, len(order), ROWS_AT_ONCE):
-        numbers = order[start : start + ROWS_AT_ONCE]
+    for numbers in _groups(policy, prompts, order, max_new_tokens):
         rows = [prompts[number] for number in numbers]
         answers.update(
             zip(numbers, _generate_rows(policy, rows, max_new_tokens, stop_token_ids, devices), strict=True)
@@ -50,6 +49,27 @@ def generate(
             on_progress(len(numbers))
     policy.train(was_training)
     return [answers[number] for number in range(len(prompts))]
+
+
+def _groups(
+    policy: PolicyModel, prompts: Sequence[Sequence[int]], order: list[int], max_new_tokens: int
+) -> Iterator[list[int]]:
+    """Up to 64 prompts at once; one that leaves too few positions for a whole answer is answered alone.
+
+    So an answer never depends on which other prompts are asked.
+    """
+    positions = getattr(policy.model.config, "max_position_embeddings", None)
+    group: list[int] = []
+    for number in order:
+        if positions is not None and len(prompts[number]) + max_new_tokens > positions:
+            yield [number]
+            continue
+        group.append(number)
+        if len(group) == ROWS_AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _generate_rows(

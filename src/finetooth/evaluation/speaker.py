@@ -54,9 +54,7 @@ def model_folder(target: str) -> str:
         return target
     if not (path / "final").is_dir():
         fact = f"{path} has no final/"
-        raise ConfigError(
-            problem("command line", fact, "finish the run with train --resume, or name a checkpoint")
-        )
+        raise ConfigError(problem("command line", fact, "finish the run with train --resume"))
     return str(path / "final")
 
 
@@ -71,4 +69,6 @@ def open_speaker(target: str, *, devices: DeviceManager | None = None) -> Speake
     tokenizer = load_tokenizer(folder, place="command line")
     name = "auto" if tokenizer.chat_template is not None else "concat"
     template = resolve_template(name, tokenizer)
-    return Speaker(load_policy(ModelConfig(path=folder), devices=devices), template, devices)
+    return Speaker(
+        load_policy(ModelConfig(path=folder), devices=devices, place="command line"), template, devices
+    )

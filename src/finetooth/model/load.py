@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -23,17 +24,21 @@ from finetooth.model.quiet import quiet_transformers
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 SHOWN_NAMES = 5
+# What transformers raises for a config.json whose values do not make a model.
+_UNUSABLE = (ValueError, TypeError, ImportError, StrictDataclassError)
 
 
-def load_policy(model: ModelConfig, *, devices: DeviceManager, seed: int = 42) -> PolicyModel:
+def load_policy(
+    model: ModelConfig, *, devices: DeviceManager, seed: int = 42, place: str | None = None
+) -> PolicyModel:
     """A policy with float32 parameters on the device, proved to keep packed documents apart.
 
     model: `path`, a folder or hub name (parameters from safetensors; no code from the repository is
     run), or `from_config`, a config.json for fresh parameters drawn with the seed.
-    Every dropout in the model's own config is set to 0. Raises ConfigError for a model that is absent,
-    incomplete, or not computed exactly by finetooth.
+    Every dropout in the model's own config is set to 0. place: what names the model, for messages.
+    Raises ConfigError for a model that is absent, incomplete, or not computed exactly by finetooth.
     """
-    place = "model.path" if model.path else "model.from_config"
+    place = place or ("model.path" if model.path else "model.from_config")
     with quiet_transformers():
         if model.path is not None:
             loaded = _load(model.path, place)
@@ -51,17 +56,25 @@ def prove_isolation(policy: PolicyModel, *, devices: DeviceManager, place: str =
 
     Three short documents of random tokens are packed into one row. Their hidden states and their loss
     must equal those of transformers' own computation, document by document: to 1e-4 in fp32, to 5e-2
-    in bf16 and fp16 (‖a − b‖/‖b‖).
+    in bf16 and fp16 (‖a − b‖/‖b‖). The longest has 12 tokens, so a wider sliding window is not reached.
     """
     documents = _RandomDocuments(policy.vocab_size)
     batch = collate([(0, 1, 2)], documents, row_multiple=8).to(devices.device)
     was_training = policy.training
     policy.eval()
-    with torch.no_grad(), devices.autocast():
-        packed_TD = policy.hidden_states(batch)[0]
-        packed_loss = policy(batch)
-        with policy.own_attention():
-            alone = [_alone(policy, document) for document in documents.documents]
+    try:
+        with torch.no_grad(), devices.autocast():
+            packed_TD = policy.hidden_states(batch)[0]
+            packed_loss = policy(batch)
+            with policy.own_attention():
+                alone = [_alone(policy, document) for document in documents.documents]
+    except (RuntimeError, ValueError) as error:
+        if "memory" in str(error):
+            raise
+        fact = f"{type(policy.model).__name__} cannot compute: {_first_line(error)}"
+        raise ConfigError(
+            problem(place, fact, "check that the numbers in config.json fit together")
+        ) from error
     policy.train(was_training)
     alone_TD = torch.cat([hidden for hidden, _ in alone])
     alone_loss = torch.stack([loss for _, loss in alone]).sum()
@@ -81,10 +94,10 @@ def prove_isolation(policy: PolicyModel, *, devices: DeviceManager, place: str =
             raise ConfigError(problem(place, fact, "use an architecture with plain causal attention"))
 
 
-def refuse_misfits(policy: PolicyModel, tokenizer: Tokenizer, *, longest_document: int) -> None:
+def refuse_misfits(policy: PolicyModel, tokenizer: Tokenizer | None, *, longest_document: int) -> None:
     """Raises ConfigError where the policy lacks an embedding for a token or a position in a document."""
     problems: list[str] = []
-    if tokenizer.largest_id >= policy.vocab_size:
+    if tokenizer is not None and tokenizer.largest_id >= policy.vocab_size:
         fact = f"ids up to {tokenizer.largest_id}, but the embedding has {policy.vocab_size} rows"
         problems.append(problem("model.tokenizer", fact, "use the tokenizer that belongs to the model"))
     positions = getattr(policy.model.config, "max_position_embeddings", longest_document)
@@ -113,7 +126,7 @@ def _load(name: str, place: str) -> PreTrainedModel:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, *_UNUSABLE) as error:
         raise ConfigError(
             problem(place, f"{folder}: {_first_line(error)}", "check the folder's files")
         ) from error
@@ -144,8 +157,11 @@ def _load(name: str, place: str) -> PreTrainedModel:
 
 def _build(path: Path, place: str, *, seed: int) -> PreTrainedModel:
     config = _read_config(path, place)
-    with deterministic_seed(seed):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    try:
+        with deterministic_seed(seed):
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except _UNUSABLE as error:
+        raise ConfigError(problem(place, f"{path}: {_first_line(error)}", "correct the file")) from error
 
 
 def _read_config(path: Path, place: str) -> Any:
@@ -163,14 +179,20 @@ def _read_config(path: Path, place: str) -> Any:
         raise ConfigError(
             problem(place, fact, "code that comes with a model is not run; use a built-in architecture")
         )
+    if "quantization_config" in fields:
+        fact = f"{path}: its parameters are quantised"
+        raise ConfigError(problem(place, fact, "use the model's unquantised parameters"))
     fields.pop("auto_map", None)
-    kind = AutoConfig.for_model(**fields)
+    try:
+        kind = AutoConfig.for_model(**fields)
+    except _UNUSABLE as error:
+        raise ConfigError(problem(place, f"{path}: {_first_line(error)}", "correct the file")) from error
     if type(kind) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         fact = f"{path}: {fields['model_type']} is not a causal language model"
         raise ConfigError(problem(place, fact, "use a decoder-only model"))
-    for name in fields:
+    for name, value in kind.to_dict().items():
         if name.endswith(("dropout", "pdrop", "dropout_prob", "dropout_rate")) and isinstance(
-            fields[name], float | int
+            value, float | int
         ):
             setattr(kind, name, 0.0)
     return kind

@@ -52,7 +52,7 @@ class ProgressView:
 
     def note(self, text: str) -> None:
         """Something to be read, above the live line."""
-        self._bar.console.print(text, markup=False, highlight=False)
+        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:

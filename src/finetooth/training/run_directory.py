@@ -11,10 +11,14 @@ final/             the policy, as transformers loads it
 summary.json       how it ended
 """
 
+import contextlib
+import fcntl
 import json
+import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -22,37 +26,60 @@ from typing import Any, Literal
 from finetooth import __version__
 from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError, problem
-from finetooth.base.files import write_atomically
+from finetooth.base.files import create_folder, write_atomically
 from finetooth.config.describe import describe_config
 from finetooth.config.schema import SFTConfig
 
 Resume = Literal["never", "must", "auto"]
+PLACE = "output_dir"
+NO_RESUME = "leave --resume out, or write --resume auto"
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
-def claim_run_directory(path: Path, *, resume: Resume) -> None:
-    """Refuses a folder that this run may not write into; creates nothing.
+@contextlib.contextmanager
+def claimed_run_directory(path: Path, *, resume: Resume) -> Iterator[None]:
+    """Creates the folder if need be and holds it against other runs; left empty, it is removed again.
 
-    never: the folder must be absent or empty. must: it holds a run with a checkpoint. auto: absent,
-    empty, or a run. Raises ConfigError.
+    never: the folder must be absent or empty. must: it holds a run. auto: absent, empty, or a run.
+    Raises ConfigError where this run may not write into it.
     """
-    place = "output_dir"
     if path.exists() and not path.is_dir():
-        raise ConfigError(problem(place, f"{path} is a file", "name a folder"))
-    is_used = path.is_dir() and any(path.iterdir())
+        raise ConfigError(problem(PLACE, f"{path} is a file", "name a folder"))
+    if resume == "must" and not path.exists():
+        raise ConfigError(problem(PLACE, f"{path} holds no run", NO_RESUME))
+    is_new = not path.exists()
+    create_folder(path)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _lock(descriptor, path)
+        _refuse_contents(path, resume)
+        yield
+    finally:
+        os.close(descriptor)
+        if is_new and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    """Locks the folder until its descriptor is closed, or the process ends, however it ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fact = f"another run is writing into {path}"
+        raise ConfigError(problem(PLACE, fact, "wait for it, or stop it")) from None
+
+
+def _refuse_contents(path: Path, resume: Resume) -> None:
     is_run = (path / "config.yaml").is_file()
-    if is_used and not is_run:
-        raise ConfigError(
-            problem(place, f"{path} holds files that are not a run's", "name an empty or new folder")
-        )
-    if is_used and resume == "never":
-        raise ConfigError(
-            problem(place, f"{path} already holds a run", "add --resume, or name another folder")
-        )
+    if any(path.iterdir()) and not is_run:
+        fact = f"{path} holds files that are not a run's"
+        raise ConfigError(problem(PLACE, fact, "name an empty or new folder"))
     if resume == "must" and not is_run:
-        raise ConfigError(
-            problem(place, f"{path} holds no run", "leave --resume out, or write --resume auto")
-        )
+        raise ConfigError(problem(PLACE, f"{path} holds no run", NO_RESUME))
+    if resume == "never" and is_run:
+        has_checkpoint = any(path.glob("checkpoints/step-*"))
+        remedy = "add --resume" if has_checkpoint else "add --resume auto to start it anew"
+        raise ConfigError(problem(PLACE, f"{path} already holds a run", f"{remedy}, or name another folder"))
 
 
 def describe_run(

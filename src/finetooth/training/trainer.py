@@ -6,24 +6,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError, NonFiniteError, problem
 from finetooth.base.files import write_atomically
 from finetooth.batching.collate import collate
-from finetooth.batching.order import epoch_order
-from finetooth.batching.packing import Layout, forward_passes
-from finetooth.batching.schedule import Schedule, Step
+from finetooth.batching.packing import forward_passes, layout_of
+from finetooth.batching.schedule import Step, schedule_of
 from finetooth.config.schema import SFTConfig
 from finetooth.data.preparation import prepare_data
 from finetooth.data.records import DocumentSource
 from finetooth.data.templates import Template
 from finetooth.evaluation.answers import Extractor
-from finetooth.evaluation.dev_loss import measure_loss
+from finetooth.evaluation.dev_loss import measure_losses, sample_documents
 from finetooth.evaluation.exact_match import answer_documents, share
-from finetooth.model.load import load_policy
+from finetooth.model.load import load_policy, refuse_misfits
 from finetooth.model.policy import PolicyModel
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager, TrainingState, restore_optimizer
 from finetooth.training.guards import StopRequest, blame_documents
@@ -32,8 +30,6 @@ from finetooth.training.optimizer import create_optimizer, lr_at, num_warmup_ste
 from finetooth.training.progress import ProgressView
 from finetooth.training.step import StepResult, train_step
 
-# An epoch no run reaches: its order picks the fixed samples that evaluations look at.
-SAMPLE_EPOCH = 1 << 40
 # Few row lengths let CUDA reuse its plans; on a CPU every padded token is lost time.
 ROW_LENGTHS_ON_CUDA = 8
 
@@ -86,8 +82,9 @@ class SFTTrainer:
         self.dev_documents = dev
         self.template = template
         self.policy = policy or load_policy(config.model, devices=self.devices, seed=config.training.seed)
-        self.layout = layout_of(config)
-        self.schedule = schedule_of(config, documents)
+        self.layout = layout_of(config.training)
+        self._refuse_misfits()
+        self.schedule = schedule_of(config.training, documents)
         self.warmup_steps = num_warmup_steps(config.training.warmup_steps, self.schedule.num_steps)
         if self.warmup_steps >= self.schedule.num_steps > 1:
             fact = f"{self.warmup_steps} steps of warm-up in a run of {self.schedule.num_steps} steps"
@@ -106,15 +103,32 @@ class SFTTrainer:
         self.scaler = self.devices.gradient_scaler()
         self.state = TrainingState(next_step=1, identity=self.identity())
 
-    def train(self, *, resume_from: Checkpoint | None = None) -> TrainResult:
-        """Trains from the first step, or from where the checkpoint ends; returns the policy and the history.
+    def take_up(self, checkpoint: Checkpoint) -> None:
+        """Goes on behind a checkpoint, whose parameters the policy must hold (`load_policy` of its folder).
 
-        resume_from: the policy must hold this checkpoint's parameters (`load_policy` of its folder).
-        Raises ConfigError where the checkpoint is of another run, NonFiniteError where a loss or
-        gradient is not finite. SIGTERM, SIGUSR1 and SIGINT end the run after the step, saved.
+        Raises ConfigError where it is a checkpoint of another run.
         """
-        if resume_from is not None:
-            self._take_up(resume_from)
+        saved, here = checkpoint.state.identity, self.identity()
+        changed = [name for name in {**saved, **here} if saved.get(name) != here.get(name)]
+        if changed:
+            problems = [
+                _difference(name, here.get(name), saved.get(name), checkpoint.folder) for name in changed
+            ]
+            fact, remedy = (
+                "a run with other settings cannot go on here",
+                "undo the change, or name another folder",
+            )
+            raise ConfigError([*problems, problem("output_dir", fact, remedy)])
+        restore_optimizer(checkpoint, policy=self.policy, optimizer=self.optimizer)
+        self.scaler.load_state_dict(checkpoint.state.scaler)
+        self.state = checkpoint.state
+
+    def train(self) -> TrainResult:
+        """Trains from the first step, or from where `take_up` left off; returns the policy and the history.
+
+        Raises NonFiniteError where a loss or gradient is not finite. SIGTERM, SIGUSR1 and SIGINT end the
+        run after the step, saved.
+        """
         first, last = self.state.next_step, self.schedule.num_steps
         self.metrics.forget_after(first - 1 if first > 1 else -1)  # step 0 is evaluated again, too
         self.policy.train()
@@ -141,37 +155,26 @@ class SFTTrainer:
         training = self.config.training
         settings = (
             *("seed", "global_batch_size", "global_batch_tokens", "learning_rate", "min_learning_rate"),
-            *(
-                "lr_scheduler_type",
-                "weight_decay",
-                "adam_beta1",
-                "adam_beta2",
-                "adam_epsilon",
-                "max_grad_norm",
-            ),
+            *("lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+            "max_grad_norm",
         )
         return {
             "training documents": self.train_documents.fingerprint,
+            "template": None if self.template is None else self.template.fingerprint,
             "number of steps": self.schedule.num_steps,
             "steps of warm-up": self.warmup_steps,
             "precision": self.devices.precision,
             **{f"training.{name}": getattr(training, name) for name in settings},
         }
 
-    def _take_up(self, checkpoint: Checkpoint) -> None:
-        saved, here = checkpoint.state.identity, self.identity()
-        problems = [
-            problem(
-                name, f"{here.get(name)} here, {saved.get(name)} in {checkpoint.folder}", "undo the change"
-            )
-            for name in {**saved, **here}
-            if saved.get(name) != here.get(name)
-        ]
-        if problems:
-            raise ConfigError([*problems, "a run with other settings starts anew, in another output_dir"])
-        restore_optimizer(checkpoint, policy=self.policy, optimizer=self.optimizer)
-        self.scaler.load_state_dict(checkpoint.state.scaler)
-        self.state = checkpoint.state
+    def _refuse_misfits(self) -> None:
+        sources = [source for source in (self.train_documents, self.dev_documents) if source is not None]
+        longest = max(int(source.lengths.max()) for source in sources)
+        tokenizer = None if self.template is None else self.template.tokenizer
+        refuse_misfits(self.policy, tokenizer, longest_document=longest)
+        if self.layout.packing and longest > self.layout.row_tokens:
+            fact = f"rows hold {self.layout.row_tokens} tokens, the longest document has {longest}"
+            raise ConfigError(problem("training.row_tokens", fact, f"write {longest} or more"))
 
     def _update(self, step: Step, view: ProgressView) -> None:
         started = time.perf_counter()
@@ -245,16 +248,13 @@ class SFTTrainer:
     def _evaluate(self, step: int, view: ProgressView) -> None:
         line: dict[str, Any] = {"step": step}
         settings = self.config.evaluation
-        for name, documents, limit in (
-            ("train", self.train_documents, settings.train_documents),
-            ("dev", self.dev_documents, None),
-        ):
-            if documents is not None:
-                numbers = sample_documents(documents, limit, seed=self.config.training.seed)
-                measured = measure_loss(
-                    self.policy, documents, numbers=numbers, layout=self.layout, devices=self.devices
-                )
-                line |= {f"{name}_loss": measured.loss, f"{name}_perplexity": measured.perplexity}
+        line |= measure_losses(
+            self.policy,
+            train=self.train_documents,
+            dev=self.dev_documents,
+            config=self.config,
+            devices=self.devices,
+        )
         if settings.exact_match is not None and self.template is not None and self.dev_documents is not None:
             line |= self._answer(step, self.dev_documents, self.template, settings.exact_match)
         self.metrics.append(line)
@@ -289,35 +289,10 @@ class SFTTrainer:
         self.checkpoints.save(state, policy=self.policy, optimizer=self.optimizer)
 
 
-def layout_of(config: SFTConfig) -> Layout:
-    """How the config lays documents out; `packing: auto` packs, as every policy keeps documents apart."""
-    training = config.training
-    return Layout(
-        packing=training.packing is not False,
-        row_tokens=training.row_tokens,
-        rows_at_once=training.rows_at_once,
-    )
-
-
-def schedule_of(config: SFTConfig, documents: DocumentSource) -> Schedule:
-    """Which of the documents the config trains in which step."""
-    training = config.training
-    return Schedule(
-        documents.lengths,
-        documents.loss_weight_totals,
-        documents.num_targets,
-        seed=training.seed,
-        num_epochs=training.num_train_epochs,
-        max_steps=training.max_steps,
-        global_batch_size=training.global_batch_size,
-        global_batch_tokens=training.global_batch_tokens,
-        source_fingerprint=documents.fingerprint,
-    )
-
-
-def sample_documents(documents: DocumentSource, limit: int | None, *, seed: int) -> np.ndarray:
-    """The documents that every evaluation looks at: all, or a fixed sample of `limit`; int64."""
-    return epoch_order(len(documents.lengths), seed=seed, epoch=SAMPLE_EPOCH)[:limit]
+def _difference(name: str, here: Any, saved: Any, folder: Path) -> str:
+    if name in ("training documents", "template"):
+        return problem(name, f"others than those of {folder}", "undo the change of records or template")
+    return problem(name, f"{here} here, {saved} in {folder}", "undo the change")
 
 
 def _is_due(step: int, every: int) -> bool:
