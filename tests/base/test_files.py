@@ -60,6 +60,31 @@ def test_a_place_below_a_file_is_told_plainly(tmp_path: Path):
         )
 
 
+def test_a_place_where_no_folder_can_be_made_is_told_plainly(tmp_path: Path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for place, reason in (
+        (tmp_path / "loop" / "y" / "x", "Too many levels of symbolic links"),
+        (tmp_path / ("n" * 300) / "x", "File name too long"),
+    ):
+        sentence = f"{place}: cannot be written ({reason}); free space there or choose another place"
+        with pytest.raises(FinetoothError) as caught:
+            write_atomically(place, b"")
+        assert str(caught.value) == sentence
+        with pytest.raises(FinetoothError) as caught, new_folder(place):
+            pass
+        assert str(caught.value) == sentence
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+def test_a_place_below_proc_is_told_plainly():
+    with pytest.raises(FinetoothError) as caught, new_folder(Path("/proc/finetooth/x")):
+        pass
+    assert str(caught.value) == (
+        "/proc/finetooth/x: cannot be written (No such file or directory); "
+        "free space there or choose another place"
+    )
+
+
 def test_an_error_about_another_file_passes_unchanged(tmp_path: Path):
     def read_something_forbidden() -> None:
         with new_folder(tmp_path / "made"):
