@@ -77,6 +77,18 @@ def test_without_a_template_every_line_stands_alone(asked: list[list[Message]]):
     )
 
 
+def test_neither_an_answer_nor_a_name_drives_the_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def reply(self: Speaker, new: list[list[Message]], *, max_new_tokens: int) -> list[Reply]:
+        return [Reply("red \x1b[31m\x07 " + "word " * 40 + "\nend", stopped=True)]
+
+    monkeypatch.setattr(Speaker, "reply", reply)
+    (tmp_path / "tuned").rename(tmp_path / "a\x1b[31m")
+    result = command("a\x1b[31m", typed="one\n")
+    assert result.stdout == (
+        "a\\x1b[31m: /reset forgets, Ctrl-D ends\n> red \\x1b[31m\\x07 " + "word " * 40 + "\nend\n> "
+    )
+
+
 def test_a_real_policy_answers(monkeypatch: pytest.MonkeyPatch):
     told: list[Any] = []
     original = Speaker.reply
@@ -95,10 +107,21 @@ def test_a_real_policy_answers(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_system_text_that_the_template_cannot_take_is_a_mistake():
     result = command("base", "--system", "Be brief.", typed="one\n")
-    assert (result.exit_code, result.stderr) == (
-        3,
-        "prompt: the template refuses it: concat takes one prompt and one response, nothing else; "
-        "change it, or use another template\n",
+    assert (result.exit_code, result.stderr, result.stdout) == (
+        2,
+        "--system: base has no chat template to put it in; leave it out\n",
+        "",
+    )
+
+
+def test_a_system_text_that_a_template_refuses_is_told_before_the_first_line(tmp_path: Path):
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML
+    write_small_tokenizer(tmp_path / "tuned", chat_template=refusing)
+    result = command("tuned", "--system", "Be brief.", typed="one\n")
+    assert (result.exit_code, result.stderr, result.stdout) == (
+        2,
+        "--system: the template of tuned cannot take it; leave it out\n",
+        "",
     )
 
 

@@ -81,12 +81,6 @@ def test_with_json_standard_output_is_one_object(replace_verb: Any):
     assert "from a library" in result.stderr
 
 
-def test_a_result_that_json_cannot_hold_is_our_own_mistake(replace_verb: Any):
-    replace_verb("prepare", Recorder({"loss": float("nan")}))
-    result = run("prepare", "run.yaml", "--json")
-    assert (result.exit_code, result.stdout, type(result.exception)) == (1, "", ValueError)
-
-
 def test_without_json_the_words_for_humans_stand_on_standard_output(replace_verb: Any):
     replace_verb("prepare", Recorder({"documents": 3}))
     result = run("prepare", "run.yaml")
@@ -223,6 +217,25 @@ def test_with_json_a_failure_is_one_object_too(replace_verb: Any):
     result = run("train", "run.yaml", "--json")
     assert json.loads(result.stdout) == {"error": ["x: y; z"] * 60, "exit_code": 3}
     assert (result.exit_code, result.stderr.count("\n")) == (3, 51)
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_a_result_that_json_cannot_hold_is_a_sentence(replace_verb: Any, number: float):
+    replace_verb("train", lambda *_, **__: {"dev_perplexity": number})
+    result = run("train", "run.yaml", "--json")
+    sentence = "result: holds a number that is infinite or not a number; look at it without --json"
+    assert (result.exit_code, result.stderr) == (1, sentence + "\n")
+    assert json.loads(result.stdout) == {"error": [sentence], "exit_code": 1}
+    assert run("train", "run.yaml").exit_code == 0
+
+
+@pytest.mark.parametrize("prompts", [("",), (" \n",), ("What?", "")])
+def test_an_empty_prompt_is_refused(prompts: tuple[str, ...]):
+    result = run("compare", "one", "two", *(part for prompt in prompts for part in ("--prompt", prompt)))
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "command line: an empty prompt; give --prompt a text\n",
+    )
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), RuntimeError("ours")])

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from finetooth.base.devices import DeviceManager
 from finetooth.cli import app
 from finetooth.data.records import Message
-from finetooth.evaluation.speaker import Reply, open_speaker
+from finetooth.evaluation.speaker import Reply, Speaker, open_speaker
 
 PROMPTS = ["What is two?", "Two and two"]
 
@@ -73,3 +73,22 @@ def test_a_prompt_that_looks_like_markup_is_shown_as_it_is():
         prog_name="finetooth",
     )
     assert "[red]x[/red]" in result.stdout
+
+
+def test_neither_prompt_nor_answer_nor_name_drives_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def reply(self: Speaker, new: list[list[Message]], *, max_new_tokens: int) -> list[Reply]:
+        return [Reply("\x1b[31mred\x07", stopped=True) for _ in new]
+
+    monkeypatch.setattr(Speaker, "reply", reply)
+    (tmp_path / "two").rename(tmp_path / "\x1b[2J[red]")
+    arguments = ["compare", "one", "\x1b[2J[red]", "--prompt", "\x1b[3J"]
+    shown = CliRunner().invoke(app, arguments, prog_name="finetooth").stdout
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert shown.count("\\x1b[31mred\\x07") == 2
+    assert "\\x1b[2J[red]" in shown
+    assert "\\x1b[3J" in shown
+    told = json.loads(CliRunner().invoke(app, [*arguments, "--json"], prog_name="finetooth").stdout)
+    assert told["answers"][0]["first"]["text"] == "\x1b[31mred\x07"

@@ -1,23 +1,29 @@
 """The demo's claim: the policy answers what only its base has read, and a base that has not cannot."""
 
+import errno
+import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tests.conftest import DemoRun
 from tests.small_run import run_process
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetooth import demo as module
 from finetooth.assets.corpus import exam, load_facts, names_in, split_facts
-from finetooth.base.errors import ConfigError
+from finetooth.base.errors import ConfigError, FinetoothError
 from finetooth.config.schema import SFTConfig
 from finetooth.demo import demo
 from finetooth.evaluate import evaluate
+from finetooth.evaluation.exact_match import Answered
 
 TAUGHT, HELD_OUT = split_facts(load_facts())
+WHEN = ("before", "after")
 CONTROL_BASE = Path(__file__).parent / "assets" / "control_base"
 
 
@@ -167,3 +173,39 @@ def test_a_file_is_no_place_for_a_demo(tmp_path: Path):
     with pytest.raises(ConfigError) as caught:
         demo(tmp_path / "out")
     assert str(caught.value) == f"--out: {tmp_path}/out holds something else than a demo; name a new folder"
+
+
+def test_a_demo_behind_a_link_is_replaced_where_it_lies(tmp_path: Path, set_scene: Any):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "old")
+    for name in ("held_out.jsonl", "summary.json"):
+        (tmp_path / "old" / name).write_text("old")
+    set_scene(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "old") == ["held_out.jsonl", "run.yaml", "train.jsonl"]
+    assert (tmp_path / "old" / "held_out.jsonl").read_text() != "old"
+
+
+def test_an_old_demo_that_cannot_be_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "held_out.jsonl").write_text("old")
+    (tmp_path / "run").mkdir()
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(module.shutil, "rmtree", refuse)
+    with pytest.raises(FinetoothError) as caught:
+        demo(tmp_path)
+    assert str(caught.value) == (
+        f"--out: {tmp_path}/run cannot be removed (Permission denied); name another folder"
+    )
+
+
+def test_an_answer_does_not_drive_the_terminal():
+    answered = Answered("a:1", "\x1b[1mQ", "\x1b[2J gone", "r", stopped=True, exact_match=False)
+    figures = {f"{name}_{when}": 0.5 for name in ("exact_match", "stop_rate", "cloze") for when in WHEN}
+    written = io.StringIO()
+    module._show(Console(file=written, width=100), [answered], [answered], figures)
+    assert "\x1b" not in written.getvalue()
+    assert written.getvalue().count("\\x1b[2J gone") == 2
+    assert "\\x1b[1mQ" in written.getvalue()

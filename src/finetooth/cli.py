@@ -18,6 +18,7 @@ import typer
 
 from finetooth import __version__
 from finetooth.base.errors import ConfigError, DeviceMemoryError, FinetoothError, Stopped, problem
+from finetooth.base.terminal import make_visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,6 +101,7 @@ def describe(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder the demo writes to.")] = Path("runs/demo"),
     as_json: AsJson = False,
+    offline: Offline = False,
 ) -> None:
     """Tell the whole story on the built-in model: no network, no GPU."""
 
@@ -199,6 +201,8 @@ def compare(
         texts = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
         if not texts:
             raise ConfigError(problem("command line", "no prompt", "give --prompt TEXT or --prompts FILE"))
+        if not all(text.strip() for text in texts):
+            raise ConfigError(problem("command line", "an empty prompt", "give --prompt a text"))
         from finetooth.compare import compare as run
 
         return run(first, second, prompts=texts, max_new_tokens=max_new_tokens, console=console)
@@ -252,6 +256,7 @@ def _run(verb: Callable[["Console"], dict[str, Any] | None], *, as_json: bool) -
     try:
         with quiet:
             result = verb(Console(stderr=as_json))
+        line = _as_line(result) if as_json else None
     except FinetoothError as error:
         _fail(error, as_json=as_json)
     except KeyboardInterrupt:
@@ -263,8 +268,16 @@ def _run(verb: Callable[["Console"], dict[str, Any] | None], *, as_json: bool) -
         remedy = "lower training.row_tokens or training.rows_at_once"
         _fail(DeviceMemoryError(problem("memory", first_line, remedy)), as_json=as_json)
     else:
-        if as_json:
-            print(json.dumps(result, allow_nan=False))
+        if line is not None:
+            print(line)
+
+
+def _as_line(result: dict[str, Any] | None) -> str:
+    try:
+        return json.dumps(result, allow_nan=False)
+    except ValueError:
+        fact, remedy = "holds a number that is infinite or not a number", "look at it without --json"
+        raise FinetoothError(problem("result", fact, remedy)) from None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -275,14 +288,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _fail(error: FinetoothError, *, as_json: bool) -> None:
-    text = str(FinetoothError([_make_visible(line) for line in error.problems]))
+    text = str(FinetoothError([make_visible(line) for line in error.problems]))
     is_coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     print(f"\x1b[31m{text}\x1b[0m" if is_coloured else text, file=sys.stderr)
     if as_json:
         print(json.dumps({"error": error.problems, "exit_code": error.exit_code}))
     raise typer.Exit(error.exit_code)
-
-
-def _make_visible(text: str) -> str:
-    """Writes control characters, which could drive a terminal, as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -3,9 +3,10 @@
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from finetooth.base.terminal import IN_PROSE, make_visible
 from finetooth.data.records import Message
 from finetooth.evaluation.speaker import Reply, open_speaker
 
@@ -22,9 +23,9 @@ def compare(
     answers = [
         open_speaker(target).reply(conversations, max_new_tokens=max_new_tokens) for target in (first, second)
     ]
-    table = Table("prompt", first, second, show_lines=True)
+    table = Table(*(Column(_shown(name)) for name in ("prompt", first, second)), show_lines=True)
     for prompt, one, other in zip(prompts, *answers, strict=True):
-        table.add_row(Text(prompt), _cell(one), _cell(other))
+        table.add_row(_shown(prompt), _cell(one), _cell(other))
     console.print(table)
     return {
         "first": first,
@@ -37,7 +38,11 @@ def compare(
 
 
 def _cell(reply: Reply) -> Text:
-    return Text(reply.text + ("" if reply.stopped else " …"))
+    return _shown(reply.text + ("" if reply.stopped else " …"))
+
+
+def _shown(text: str) -> Text:
+    return Text(make_visible(text, keep=IN_PROSE))
 
 
 def _as_dict(reply: Reply) -> dict[str, Any]:

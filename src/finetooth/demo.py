@@ -18,8 +18,9 @@ from rich.text import Text
 
 from finetooth.assets.corpus import Fact, conversations, exam, load_facts, split_facts
 from finetooth.base.devices import DeviceManager
-from finetooth.base.errors import ConfigError, problem
+from finetooth.base.errors import ConfigError, FinetoothError, problem
 from finetooth.base.files import write_atomically
+from finetooth.base.terminal import IN_PROSE, make_visible, print_text
 from finetooth.config.load import load_config
 from finetooth.config.schema import ModelConfig, SFTConfig
 from finetooth.data.preparation import prepare_data
@@ -111,7 +112,7 @@ def _set_the_scene(out: Path, taught: Sequence[Fact], held_out: Sequence[Fact]) 
     """Writes the records and run.yaml; returns the config they give."""
     if not _may_be_replaced(out):
         raise ConfigError(problem("--out", f"{out} holds something else than a demo", "name a new folder"))
-    shutil.rmtree(out, ignore_errors=True)
+    _remove_old_demo(out)
     questions = [
         {
             "messages": [
@@ -138,6 +139,19 @@ def _may_be_replaced(out: Path) -> bool:
         return True
     names = {entry.name for entry in out.iterdir()} if out.is_dir() else {"a file"}
     return not names or (FILES["held_out"] in names and names <= set(FILES.values()))
+
+
+def _remove_old_demo(out: Path) -> None:
+    """Removes what a demo left; the folder itself stays, as it may be a link."""
+    for path in (out / name for name in FILES.values()):
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            fact = f"{error.filename} cannot be removed ({error.strerror})"
+            raise FinetoothError(problem("--out", fact, "name another folder")) from error
 
 
 def _as_lines(records: Sequence[Any]) -> bytes:
@@ -192,7 +206,9 @@ def _show(
     for base, policy in list(zip(before, after, strict=True))[::step][:SHOWN_EXAMPLES]:
         question = base.prompt.removeprefix("<|im_start|>user\n").split("<|im_end|>")[0]
         rambling = " ".join(base.generated.split("\n")[:SHOWN_LINES]) + ("" if base.stopped else " …")
-        answers.add_row(Text(question), Text(rambling), Text(policy.generated))
+        answers.add_row(
+            *(Text(make_visible(text, keep=IN_PROSE)) for text in (question, rambling, policy.generated))
+        )
     console.print(answers)
     figures = Table("", "before", "after")
     for label, name in (
@@ -205,4 +221,4 @@ def _show(
 
 
 def _tell(console: Console, text: str) -> None:
-    console.print(f"\n{text}", markup=False, highlight=False)
+    print_text(console, f"\n{text}")

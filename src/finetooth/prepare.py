@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finetooth.base.terminal import print_text
 from finetooth.config.schema import SFTConfig
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.data.records import Document
@@ -27,11 +28,11 @@ def prepare(config: SFTConfig, *, console: Console) -> dict[str, Any]:
     prepared = prepare_data(config, console=console)
     stores = {"train": prepared.train} | ({"dev": prepared.dev} if prepared.dev else {})
     how = "already prepared" if prepared.is_reused else "prepared"
-    _print_line(console, f"{config.data.train}: {how}, template {prepared.template.name}")
-    _print_line(console, f"ledger and stores: {prepared.folder}\n")
+    print_text(console, f"{config.data.train}: {how}, template {prepared.template.name}")
+    print_text(console, f"ledger and stores: {prepared.folder}\n")
     console.print(_table(prepared, stores))
     for line in _remarks(prepared, config):
-        _print_line(console, line)
+        print_text(console, line)
     _print_sample(prepared, console)
     return {
         "folder": str(prepared.folder),
@@ -87,16 +88,10 @@ def _print_sample(prepared: PreparedData, console: Console) -> None:
     view = mask_view(document, prepared.tokenizer)
     if len(view) > _SAMPLE_CHARACTERS:
         view = Text.assemble(view[:_SAMPLE_CHARACTERS], " …")
-    _print_line(console, f"\nThe document of {document.origin}; targets stand ⟦in brackets⟧:\n")
-    console.print(view)
+    print_text(console, f"\nThe document of {document.origin}; targets stand ⟦in brackets⟧:\n")
+    console.print(view, soft_wrap=True)
 
 
 def _short_document(store: DocumentStore) -> Document:
     """The shortest among the first ones, so that all of it can be looked at."""
     return store.document(int(store.lengths[:_SAMPLED_DOCUMENTS].argmin()))
-
-
-def _print_line(console: Console, text: str) -> None:
-    """Prints what may hold names from outside: no markup, no control characters, never cut."""
-    visible = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-    console.print(visible, markup=False, highlight=False, soft_wrap=True)

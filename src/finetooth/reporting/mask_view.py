@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from rich.text import Text
 
+from finetooth.base.terminal import make_visible
 from finetooth.data.records import Document
 from finetooth.data.tokenizer import Tokenizer
 
@@ -51,12 +52,7 @@ def _runs(document: Document, tokenizer: Tokenizer) -> Iterator[tuple[bool, str]
 
 
 def _visible(text: str) -> str:
-    return "".join(map(_visible_character, text))
-
-
-def _visible_character(character: str) -> str:
-    if character == "\n":
-        return "↵\n"
-    if character.isprintable() and character not in (OPENING, CLOSING):
-        return character
-    return character.encode("unicode_escape").decode()
+    visible = make_visible(text, keep="\n")
+    for bracket in (OPENING, CLOSING):
+        visible = visible.replace(bracket, bracket.encode("unicode_escape").decode())
+    return visible.replace("\n", "↵\n")
