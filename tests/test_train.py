@@ -120,6 +120,19 @@ def test_a_finished_run_says_so_and_stays_as_it_is(finished: Path):
     assert (policy_bytes(finished / "run"), metrics(finished / "run")) == (before, lines)
 
 
+def test_a_resume_that_is_refused_changes_nothing(finished: Path):
+    run = finished / "run"
+    before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+    last = max(path.name for path in (run / "checkpoints").glob("step-*"))
+    result = command("--resume=must", "learning_rate=0.5")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        f"training.learning_rate: 0.5 here, 0.01 in run/checkpoints/{last}; undo the change",
+        "output_dir: a run with other settings cannot go on here; undo the change, or name another folder",
+    ]
+    assert {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
+
+
 def test_without_dev_records_there_are_no_dev_figures(folder: Path):
     write_run(folder, data={"dev": None})
     assert command("max_steps=2").exit_code == 0
@@ -136,6 +149,14 @@ def test_overfitting_a_few_records_makes_the_loss_collapse(folder: Path):
     start = metrics(folder / "run")[0]["train_loss"]
     assert summary["train_loss"] < 0.1 * start
     assert "dev_loss" not in summary
+    assert "the loss of these documents fell from" in result.stderr
+    assert "no collapse" not in result.stderr
+
+
+def test_a_sanity_run_that_learns_nothing_says_so(folder: Path):
+    write_run(folder, checkpoints={"every": 0}, evaluation={"every": 0})
+    result = command("--overfit", "8", "max_steps=2", "learning_rate=1e-9", "min_learning_rate=0")
+    assert "which is no collapse: raise learning_rate or max_steps, or look at the targets" in result.stdout
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -154,7 +175,8 @@ def test_a_gradient_that_is_no_number_ends_the_run(folder: Path):
     assert result.stderr == (
         "step 2: the gradient's norm is nan; the parameters were not touched; "
         "look at these documents, or lower training.learning_rate\n"
-        "documents of this step, each finite alone: train.jsonl:1, train.jsonl:2\n"
+        "documents of this step: train.jsonl:1, train.jsonl:2; each is finite alone, "
+        "so the learning rate or the model is to blame\n"
     )
     assert result.exit_code == 1
     assert metrics(folder / "run")[-1]["step"] == 1

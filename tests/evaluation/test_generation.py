@@ -139,3 +139,14 @@ def test_the_policy_stays_in_its_mode(is_training: bool):
     policy = small_policy().train(is_training)
     answer(policy, [[1]])
     assert policy.training is is_training
+
+
+def test_an_answer_does_not_depend_on_its_neighbours():
+    """A long prompt that leaves little room is answered alone, and takes no room from the others."""
+    policy = wide_awake(max_position_embeddings=40)
+    short, long, full = [1, 2, 3], list(range(36)), list(range(40))
+    (alone,) = answer(policy, [short], max_new_tokens=12)
+    together = answer(policy, [short, long, full], max_new_tokens=12)
+    assert together[0] == alone
+    assert len(together[1].token_ids) <= 4
+    assert together[2] == Generation((), stopped=False)

@@ -64,6 +64,15 @@ def test_the_models_own_dropout_is_set_to_zero(tmp_path: Path):
     assert {m.p for m in policy.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
 
 
+def test_dropout_that_config_json_leaves_out_is_set_to_zero_too(tmp_path: Path):
+    fields = {"model_type": "gpt2", "vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "bos_token_id": 0, "eos_token_id": 0}))
+    model = ModelConfig(from_config=str(tmp_path / "config.json"), tokenizer="unused")
+    policy = load_policy(model, devices=CPU)
+    assert {m.p for m in policy.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+    assert policy.model.config.attn_pdrop == 0.0
+
+
 SMALL = {
     "vocab_size": 50,
     "hidden_size": 16,
@@ -201,6 +210,10 @@ def test_a_damaged_parameter_file(tmp_path: Path):
             "transformers knows no model_type 'own'; "
             "code that comes with a model is not run; use a built-in architecture",
         ),
+        (
+            '{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}',
+            "its parameters are quantised; use the model's unquantised parameters",
+        ),
         ('{"model_type": "t5"}', "t5 is not a causal language model; use a decoder-only model"),
     ],
 )
@@ -226,3 +239,28 @@ def test_a_hub_name_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         "model.path: someone/model: not in the local cache, and offline mode is on; "
         "unset HF_HUB_OFFLINE to fetch it"
     )
+
+
+def test_a_config_whose_values_have_the_wrong_type(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": "abc"}')
+    message = refusal(ModelConfig(from_config=str(tmp_path / "config.json"), tokenizer="unused"))
+    assert message.startswith(f"model.from_config: {tmp_path}/config.json: ")
+    assert message.endswith("; correct the file")
+
+
+def test_a_config_whose_numbers_do_not_fit_together(tmp_path: Path):
+    config = transformers.LlamaConfig(**{**SMALL, "num_attention_heads": 4, "num_key_value_heads": 3})
+    message = refusal(fresh(tmp_path, config))
+    assert message.startswith("model.from_config: LlamaForCausalLM cannot compute: ")
+    assert message.endswith("; check that the numbers in config.json fit together")
+
+
+def test_memory_that_runs_out_is_no_mistake_in_the_config(monkeypatch: pytest.MonkeyPatch):
+    policy = small_policy()
+
+    def out_of_memory(*_: object) -> None:
+        raise RuntimeError("not enough memory: you tried to allocate 99 bytes")
+
+    monkeypatch.setattr(type(policy), "hidden_states", out_of_memory)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        prove_isolation(policy, devices=CPU)

@@ -48,7 +48,10 @@ def test_only_the_documents_of_the_step_are_looked_at():
 
 def test_where_each_is_finite_alone_all_are_named():
     blame = blame_documents(small_policy(), random_documents(3), numbers=[2, 0], devices=CPU)
-    assert blame == "documents of this step, each finite alone: random.jsonl:3, random.jsonl:1"
+    assert blame == (
+        "documents of this step: random.jsonl:3, random.jsonl:1; each is finite alone, "
+        "so the learning rate or the model is to blame"
+    )
 
 
 def test_ten_documents_are_named_and_the_rest_counted():

@@ -233,6 +233,24 @@ def test_the_warmup_must_end_before_the_run_does(tmp_path: Path):
     )
 
 
+def test_documents_longer_than_a_row_are_refused(tmp_path: Path):
+    documents = random_documents(14, longest=90)
+    with pytest.raises(ConfigError) as caught:
+        run(make_config(tmp_path), documents)
+    longest = documents.lengths.max()
+    assert str(caught.value) == (
+        f"training.row_tokens: rows hold 64 tokens, the longest document has {longest}; "
+        f"write {longest} or more"
+    )
+
+
+def test_documents_longer_than_the_models_positions_are_refused(tmp_path: Path):
+    policy = small_policy(max_position_embeddings=8)
+    with pytest.raises(ConfigError) as caught:
+        SFTTrainer(make_config(tmp_path), policy=policy, train=random_documents(14))
+    assert str(caught.value).startswith("data.max_length: the longest document has ")
+
+
 def test_exact_match_needs_a_template(tmp_path: Path):
     config = replace(make_config(tmp_path), evaluation=EvaluationConfig(exact_match="plain"))
     with pytest.raises(ConfigError) as caught:
