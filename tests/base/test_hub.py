@@ -1,5 +1,6 @@
 """A name is a folder, a copy in the cache, a download, or refused in a sentence; the network comes last."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,16 @@ def refusal(name: str) -> str:
     return str(caught.value)
 
 
-def http_error(kind: type[HfHubHTTPError]) -> HfHubHTTPError:
-    response = httpx.Response(404, request=httpx.Request("GET", "https://hub.invalid/someone/model"))
+def http_error(kind: type[HfHubHTTPError], status: int = 404) -> HfHubHTTPError:
+    response = httpx.Response(status, request=httpx.Request("GET", "https://hub.invalid/someone/model"))
     return kind("refused", response=response)
+
+
+def wrapped(cause: Exception) -> LocalEntryNotFoundError:
+    """As the library wraps what it met while it fetched."""
+    error = LocalEntryNotFoundError("cannot be fetched")
+    error.__cause__ = cause
+    return error
 
 
 def test_a_folder_is_taken_as_it_is(tmp_path: Path, use: Any):
@@ -116,13 +124,37 @@ def test_what_can_only_be_a_folder_is_never_looked_for_on_the_hub(name: str, use
         (http_error(GatedRepoError), "gated on the hub; accept its terms on its page and set HF_TOKEN"),
         (
             http_error(RepositoryNotFoundError),
-            "not a folder, and not on the hub; check the name; private ones need HF_TOKEN",
+            "not on the hub; check the name; private ones need HF_TOKEN",
         ),
         (
             LocalEntryNotFoundError("no network"),
             "not in the local cache, and the hub is unreachable; check the network",
         ),
-        (http_error(HfHubHTTPError), "not in the local cache, and the hub is unreachable; check the network"),
+        (
+            http_error(HfHubHTTPError, 401),
+            "not in the local cache, and the hub answered with HTTP status 401; check HF_TOKEN",
+        ),
+        (
+            http_error(HfHubHTTPError, 503),
+            "not in the local cache, and the hub answered with HTTP status 503; try again later",
+        ),
+        (
+            wrapped(http_error(HfHubHTTPError, 502)),
+            "not in the local cache, and the hub answered with HTTP status 502; try again later",
+        ),
+        (
+            OSError(errno.ENOSPC, "full"),
+            "cannot be kept in /kept/here (No space left on device); "
+            "free space there or set HF_HOME to another place",
+        ),
+        (
+            wrapped(httpx.ConnectError("refused")),
+            "not in the local cache, and the hub is unreachable; check the network",
+        ),
+        (
+            httpx.ReadTimeout("slow"),
+            "not in the local cache, and the hub is unreachable; check the network",
+        ),
         (OSError("no network"), "not in the local cache, and the hub is unreachable; check the network"),
     ],
     ids=lambda value: type(value).__name__,
@@ -131,8 +163,18 @@ def test_what_the_hub_refuses_is_a_sentence(
     error: Exception, sentence: str, use: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/kept/here")
     use(Hub(online=error))
     assert refusal("someone/model") == f"model.path: someone/model: {sentence}"
+
+
+def test_a_name_without_slash_may_be_a_folder_mistyped(use: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    use(Hub(online=http_error(RepositoryNotFoundError)))
+    assert refusal("bsae") == (
+        "model.path: bsae: no folder of that name, and not on the hub; "
+        "check the name; private ones need HF_TOKEN"
+    )
 
 
 def test_offline_mode_says_so(use: Any, monkeypatch: pytest.MonkeyPatch):
@@ -149,7 +191,7 @@ def test_the_library_itself_is_asked_without_network(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert refusal("nowhere") == (
-        "model.path: nowhere: not in the local cache, and offline mode is on; "
+        "model.path: nowhere: no folder of that name, and not in the local cache, and offline mode is on; "
         "unset HF_HUB_OFFLINE to fetch it"
     )
     assert refusal("--/x") == (

@@ -1,8 +1,11 @@
 """Finds the local folder of a model or tokenizer named by folder or hub name; the network comes last."""
 
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 from huggingface_hub import constants, snapshot_download  # pyright: ignore[reportUnknownVariableType]
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -13,6 +16,8 @@ from huggingface_hub.errors import (
 )
 
 from finetooth.base.errors import ConfigError, problem
+
+_NOT_KEPT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def local_folder(name: str, *, place: str, required: Sequence[str], patterns: Sequence[str]) -> Path:
@@ -42,15 +47,31 @@ def local_folder(name: str, *, place: str, required: Sequence[str], patterns: Se
     except GatedRepoError:
         fact, remedy = "gated on the hub", "accept its terms on its page and set HF_TOKEN"
     except RepositoryNotFoundError:
-        fact, remedy = "not a folder, and not on the hub", "check the name; private ones need HF_TOKEN"
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
-        fact, remedy = "not in the local cache, and the hub is unreachable", "check the network"
-        if constants.is_offline_mode():
-            fact, remedy = (
-                "not in the local cache, and offline mode is on",
-                "unset HF_HUB_OFFLINE to fetch it",
-            )
-    raise ConfigError(problem(place, f"{name}: {fact}", remedy))
+        fact, remedy = "not on the hub", "check the name; private ones need HF_TOKEN"
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        fact, remedy = _failure_in_words(error)
+    # A name with a slash is seldom a folder's; one without may well be a folder mistyped.
+    no_folder = "" if "/" in name else "no folder of that name, and "
+    raise ConfigError(problem(place, f"{name}: {no_folder}{fact}", remedy))
+
+
+def _failure_in_words(error: Exception) -> tuple[str, str]:
+    """Why nothing could be fetched, and what to do; the library wraps what the network said in its own."""
+    if constants.is_offline_mode():
+        return "not in the local cache, and offline mode is on", "unset HF_HUB_OFFLINE to fetch it"
+    causes: list[BaseException] = [error]
+    while (before := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(before)
+    for cause in causes:
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code
+            remedy = "check HF_TOKEN" if status in (401, 403) else "try again later"
+            return f"not in the local cache, and the hub answered with HTTP status {status}", remedy
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.errno in _NOT_KEPT:
+            fact = f"cannot be kept in {constants.HF_HUB_CACHE} ({os.strerror(cause.errno)})"
+            return fact, "free space there or set HF_HOME to another place"
+    return "not in the local cache, and the hub is unreachable", "check the network"
 
 
 def _cached(name: str, patterns: Sequence[str]) -> Path | None:
