@@ -113,6 +113,10 @@ def test_missing_entries_of_a_list_are_bad(tmp_path: Path):
 NO_RECORD = "holds no record; check that this is the right file"
 WRITE_JSONL = "write one JSON object per line into a file whose name ends in .jsonl"
 SAVE_UTF8 = "save the file as UTF-8"
+OVER_LINES = (
+    "begins with an object that goes on over several lines; "
+    "write one object per line, or a JSON list of objects (.json)"
+)
 NOT_ENDED = (
     "the list does not end; its last entry begins on line {}; "
     "look there for a missing bracket or quotation mark"
@@ -125,6 +129,9 @@ NOT_ENDED = (
         ("a.jsonl", b"", NO_RECORD),
         ("a.jsonl", b"\xef\xbb\xbf \r\n\n", NO_RECORD),
         ("a.json", b"[ ]", NO_RECORD),
+        ("a.json", b'{\n  "prompt": "2+2?",\n  "response": "4"\n}\n', OVER_LINES),
+        ("a.json", b'\xef\xbb\xbf\n{"data": [ \r\n {"prompt": "2+2?"}\n]}', OVER_LINES),
+        ("a.jsonl", b'{\n"prompt": "2+2?"}', OVER_LINES),
         ("a.csv", b"a,b", f"its name ends in '.csv'; {WRITE_JSONL}"),
         ("a", b"{}", f"its name has no ending; {WRITE_JSONL}"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}', f"line 2 is not UTF-8 text; {SAVE_UTF8}"),

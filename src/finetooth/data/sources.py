@@ -43,7 +43,7 @@ def read_records(path: str | Path) -> Iterator[Record | BadLine]:
     """Reads a `.jsonl` or `.json` file; yields in order a Record per object and a BadLine per other entry.
 
     Raises DataError, with the path as given, where the file is missing, no file, unreadable, empty, of
-    another kind, not UTF-8, or where its JSON list does not end as a list does.
+    another kind, not UTF-8, begins with an object over several lines, or where its JSON list does not end.
 
         {"prompt": "2+2?", "response": "4"}      Record(origin t.jsonl:1, fields {"prompt": …})
                                                  (blank: skipped)
@@ -105,20 +105,25 @@ def _require_readable(path: str | Path) -> bool:
         raise DataError(problem(path, fact, remedy))
     try:
         with file_path.open("rb") as file:
-            first = _first_character(file)
+            start = _start_of(file)
     except OSError as error:
         fact = f"cannot be read ({os.strerror(error.errno or 0)})"
         raise DataError(problem(path, fact, "allow reading it")) from error
-    if not first:
+    if not start:
         raise DataError(problem(path, "holds no record", "check that this is the right file"))
-    return first == b"[" and file_path.suffix.lower() == ".json"
+    first_line, line_end, _ = start.partition(b"\n")
+    if line_end and start[:1] == b"{" and first_line.rstrip()[-1:] in (b"{", b"["):
+        fact = "begins with an object that goes on over several lines"
+        raise DataError(problem(path, fact, "write one object per line, or a JSON list of objects (.json)"))
+    return start[:1] == b"[" and file_path.suffix.lower() == ".json"
 
 
-def _first_character(file: BinaryIO) -> bytes:
+def _start_of(file: BinaryIO) -> bytes:
+    """The file from its first character that is not blank, not all of it."""
     start = file.read(_CHUNK_BYTES).removeprefix(_BYTE_ORDER_MARK).lstrip()
     while not start and (chunk := file.read(_CHUNK_BYTES)):
         start = chunk.lstrip()
-    return start[:1]
+    return start
 
 
 def _parsed_entries(path: str | Path, *, holds_list: bool) -> Iterator[Record | BadLine]:
