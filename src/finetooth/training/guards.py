@@ -21,7 +21,9 @@ SHOWN_DOCUMENTS = 10
 def blame_documents(
     policy: PolicyModel, documents: DocumentSource, *, numbers: Sequence[int], devices: DeviceManager
 ) -> str:
-    """A sentence that names the documents whose own loss is not finite; where there are none, all of them.
+    """A sentence that names the documents whose own loss is not finite.
+
+    Where each is finite alone it names all of them, and says that they are not to blame.
 
     numbers: the documents of the step, each of which is computed alone once more.
     """
@@ -33,10 +35,13 @@ def blame_documents(
             culprits.append(number)
     shown = [str(documents.document(number).origin) for number in (culprits or numbers)[:SHOWN_DOCUMENTS]]
     more = len(culprits or numbers) - len(shown)
-    what = (
-        "documents whose own loss is not finite" if culprits else "documents of this step, each finite alone"
+    listed = ", ".join(shown) + (f" and {more} more" if more else "")
+    if culprits:
+        return f"documents whose own loss is not finite: {listed}"
+    return (
+        f"documents of this step: {listed}; each is finite alone, "
+        "so the learning rate or the model is to blame"
     )
-    return f"{what}: {', '.join(shown)}" + (f" and {more} more" if more else "")
 
 
 class StopRequest:
