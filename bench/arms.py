@@ -11,8 +11,7 @@ from finetooth.base.devices import deterministic_seed
 from finetooth.batching.collate import collate
 from finetooth.batching.packing import Layout, forward_passes, lay_out
 from finetooth.batching.schedule import Step
-from finetooth.data.records import Document, DocumentSource, Origin
-from finetooth.model.policy import IGNORED_LABEL
+from finetooth.data.records import IGNORED_LABEL, Document, DocumentSource, Origin
 from finetooth.training.step import StepResult, train_step
 from finetooth.training.trainer import ROW_LENGTHS_ON_CUDA
 

@@ -46,7 +46,6 @@ def test_prompt_and_response_keep_every_character():
     for fields in ({"prompt": " 2+2?\n", "response": "\n4 "}, {"prompt": " 2+2?\n", "completion": "\n4 "}):
         conversation = convert(fields)
         assert conversation.messages == expected
-        assert conversation.is_prompt_response
 
 
 def test_any_two_fields_can_be_named():
@@ -64,7 +63,6 @@ def test_gsm8k_loses_its_annotations_and_gains_an_answer_tag():
         "Natalia sold 48+24 = <<48+24=72>>72 clips altogether in April and May.\n#### 72"
     )
     conversation = convert({"question": "How many?", "answer": answer})
-    assert conversation.is_prompt_response
     assert conversation.messages[1].content == (
         "Natalia sold 48/2 = 24 clips in May.\n"
         "Natalia sold 48+24 = 72 clips altogether in April and May.\n<answer>72</answer>"
@@ -95,7 +93,6 @@ def test_messages_carry_everything_that_is_rendered():
         Message("assistant", " 4"),
     )
     assert conversation.tools == (tool,)
-    assert not conversation.is_prompt_response
 
 
 def test_what_a_format_passes_over_is_named():

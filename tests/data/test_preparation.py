@@ -386,7 +386,7 @@ def test_processes_that_prepare_at_once_do_no_harm(tokenizer: str):
     assert [process.returncode for process in processes] == [0, 0, 0]
     (folder,) = Path("cache").iterdir()
     assert check_folder(folder) == []
-    assert fingerprints == {open_store(folder / "train", hashes=True).fingerprint}
+    assert fingerprints == {open_store(folder / "train").fingerprint}
 
 
 def test_the_second_of_two_takes_what_the_first_made(tokenizer: str, monkeypatch: pytest.MonkeyPatch):

@@ -162,7 +162,7 @@ def _single_turn(record: Record, prompt: str, response: str) -> Conversation:
     if not response.strip():
         raise _UnfitError("empty answer", "write an answer or remove the record")
     messages = (Message("user", prompt), Message("assistant", response))
-    return Conversation(messages, record.origin, is_prompt_response=True)
+    return Conversation(messages, record.origin)
 
 
 def _text_field(record: Record, name: str) -> str:

@@ -7,6 +7,9 @@ import numpy as np
 
 Role = Literal["system", "user", "assistant", "tool"]
 
+IGNORED_LABEL = -100
+"""What stands for a position without target where labels, not loss weights, are asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -39,16 +42,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What every format becomes: messages, tools, origin.
-
-    `is_prompt_response` says that the record was a prompt and its response, which `template: auto`
-    renders by plain concatenation where the tokenizer has no template of its own.
-    """
+    """What every format becomes: messages, tools, origin."""
 
     messages: tuple[Message, ...]
     origin: Origin
     tools: tuple[dict[str, Any], ...] = ()
-    is_prompt_response: bool = False
 
 
 @dataclass(frozen=True, slots=True)

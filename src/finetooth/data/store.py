@@ -6,8 +6,7 @@ A store is a folder (numbers are little-endian):
     loss_weights.bin   float32 [total tokens]
     documents.npy      per document: offset, line, loss_weight_total, length, prompt_length, num_targets,
                        source (index into sources)
-    store.json         format version, counts, fingerprint, max token id, sources, fingerprints of tokenizer
-                       and template
+    store.json         format version, counts, fingerprint, sources, fingerprints of tokenizer and template
 """
 
 import hashlib
@@ -35,7 +34,6 @@ _DOCUMENT = np.dtype(
     ]
 )
 _DOCUMENT_BYTES = struct.Struct("<qqdiiii")  # the same layout, twenty times faster for a single entry
-_VERIFIED_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +58,6 @@ class DocumentStore:
     loss_weight_totals: np.ndarray
     sources: tuple[str, ...]
     fingerprint: str
-    max_token_id: int
     tokenizer_fingerprint: str
     template_fingerprint: str
 
@@ -88,8 +85,8 @@ class DocumentStore:
         )
 
 
-def open_store(folder: Path, *, hashes: bool = False) -> DocumentStore:
-    """Opens a store after checking its counts and sizes; with `hashes`, its content too, reading all of it.
+def open_store(folder: Path) -> DocumentStore:
+    """Opens a store after checking its counts and sizes.
 
     Raises DataError where something is missing, damaged or of another format.
     """
@@ -106,7 +103,6 @@ def open_store(folder: Path, *, hashes: bool = False) -> DocumentStore:
             loss_weight_totals=_read_only(documents["loss_weight_total"].astype(np.float64)),
             sources=tuple(header["sources"]),
             **{name: header[name] for name in _HEADER_TEXTS},
-            max_token_id=header["max_token_id"],
         )
     except OSError as error:
         raise _damaged(folder, f"{Path(str(error.filename)).name} is missing") from error
@@ -114,8 +110,6 @@ def open_store(folder: Path, *, hashes: bool = False) -> DocumentStore:
     in_order = np.array_equal(store.documents["offset"], ends - store.lengths)
     if not in_order or ends[-1] != store.num_tokens or store.num_targets.sum() != header["num_targets"]:
         raise _damaged(folder, "the counts in documents.npy do not add up")
-    if hashes and _fingerprint_of(store) != store.fingerprint:
-        raise _damaged(folder, "its content differs from its fingerprint")
     return store
 
 
@@ -137,7 +131,6 @@ class StoreWriter:
             "tokenizer_fingerprint": tokenizer_fingerprint,
             "template_fingerprint": template_fingerprint,
         }
-        self._max_token_id = 0
         self._sources: dict[str, int] = {}
         self._hashes = ContentHashes()
         self._token_ids = (folder / "token_ids.bin").open("wb")
@@ -168,7 +161,6 @@ class StoreWriter:
             )
         )
         self._hashes.add_document(document)
-        self._max_token_id = max(self._max_token_id, int(token_ids.max()))
         self.num_documents += 1
         self.num_tokens += length
         self.num_targets += document.num_targets
@@ -190,7 +182,6 @@ class StoreWriter:
             "num_documents": self.num_documents,
             "num_tokens": self.num_tokens,
             "num_targets": self.num_targets,
-            "max_token_id": self._max_token_id,
             "fingerprint": self._hashes.fingerprint(),
             **self._fingerprints,
             "sources": list(self._sources),
@@ -221,7 +212,7 @@ class ContentHashes:
 
 
 _HEADER_TEXTS = ("fingerprint", "tokenizer_fingerprint", "template_fingerprint")
-_HEADER_COUNTS = ("num_documents", "num_tokens", "num_targets", "max_token_id")
+_HEADER_COUNTS = ("num_documents", "num_tokens", "num_targets")
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
@@ -270,16 +261,6 @@ def _require_size(path: Path, size: int) -> None:
 
 def _damaged(folder: Path, fact: str) -> DataError:
     return DataError(problem(folder, f"not a sound store: {fact}", "remove the folder and prepare again"))
-
-
-def _fingerprint_of(store: DocumentStore) -> str:
-    hashes = ContentHashes()
-    boundaries = np.stack([store.documents["length"], store.documents["prompt_length"]], axis=1)
-    hashes.add(store.token_ids[:0], store.loss_weights[:0], boundaries)
-    for start in range(0, store.num_tokens, _VERIFIED_AT_ONCE):
-        end = start + _VERIFIED_AT_ONCE
-        hashes.add(store.token_ids[start:end], store.loss_weights[start:end], boundaries[:0])
-    return hashes.fingerprint()
 
 
 def _write_npy_header(file: BinaryIO, *, num_documents: int) -> None:

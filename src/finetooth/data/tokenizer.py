@@ -140,9 +140,9 @@ class Tokenizer:
         except UnencodableError as error:
             raise DataError(problem("text", error.reason, error.remedy)) from error
 
-    def decode(self, token_ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """The text of token ids."""
-        return self.backend.decode(list(token_ids), skip_special_tokens=skip_special)
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, control tokens included."""
+        return self.backend.decode(list(token_ids), skip_special_tokens=False)
 
     def _make_twin(self, first_character: int) -> Twin:
         return Twin(

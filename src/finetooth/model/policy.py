@@ -15,11 +15,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from finetooth.batching.collate import Batch
+from finetooth.data.records import IGNORED_LABEL
 from finetooth.model.attention import IMPLEMENTATION
 from finetooth.model.loss import LogitTransform, head_loss, sft_loss
 from finetooth.model.quiet import quiet_transformers
-
-IGNORED_LABEL = -100
 
 
 class PolicyModel(nn.Module):
