@@ -276,7 +276,8 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "a comparison with nobody": Mistake(
         nothing,
-        "command line: no: not in the local cache, and offline mode is on; unset HF_HUB_OFFLINE to fetch it",
+        "command line: no: no folder of that name, and not in the local cache, and offline mode is on; "
+        "unset HF_HUB_OFFLINE to fetch it",
         SETTINGS,
         ("compare", "base", "no", "--prompt", "a"),
     ),

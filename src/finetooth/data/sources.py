@@ -111,8 +111,8 @@ def _require_readable(path: str | Path) -> bool:
         raise DataError(problem(path, fact, "allow reading it")) from error
     if not start:
         raise DataError(problem(path, "holds no record", "check that this is the right file"))
-    first_line, line_end, _ = start.partition(b"\n")
-    if line_end and start[:1] == b"{" and first_line.rstrip()[-1:] in (b"{", b"["):
+    first_line = start[: start.find(b"\n") + 1]  # empty where it is longer than what was read
+    if first_line[:1] == b"{" and first_line.rstrip()[-1:] in (b"{", b"["):
         fact = "begins with an object that goes on over several lines"
         raise DataError(problem(path, fact, "write one object per line, or a JSON list of objects (.json)"))
     return start[:1] == b"[" and file_path.suffix.lower() == ".json"
