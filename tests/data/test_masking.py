@@ -370,17 +370,20 @@ def test_gsm8k_gets_the_ids_of_transformers_and_trains_the_end_of_every_answer(
 
 @pytest.mark.slow
 def test_masks_cost_less_than_the_encoding_itself(shared: Path):
-    """In processor time, which other work on the machine does not stretch."""
+    """In processor time, taken in turns; the least of three, as other work on the machine only adds."""
     tokenizer = load_tokenizer(str(shared / "tokenizers/qwen3"))
     template = resolve_template("chatml", tokenizer)
-    talks = gsm8k_talks(shared)
+    talks = gsm8k_talks(shared)[:3000]
     texts = [plain_text(template, plain_messages(talk), add_generation_prompt=False) for talk in talks]
-    tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)
-    begin = time.process_time()
-    tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)
-    middle = time.process_time()
-    render_documents(talks, template, loss_on="assistant")
-    assert time.process_time() - middle < 2 * (middle - begin)
+    costs: dict[str, list[float]] = {"encoding": [], "masks": []}
+    for _ in range(3):
+        begin = time.process_time()
+        tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)
+        middle = time.process_time()
+        render_documents(talks, template, loss_on="assistant")
+        costs["encoding"].append(middle - begin)
+        costs["masks"].append(time.process_time() - middle)
+    assert min(costs["masks"]) < 2 * min(costs["encoding"])
 
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": [2, "é"], "b": {"c": None}}}}
