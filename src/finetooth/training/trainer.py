@@ -300,11 +300,11 @@ def _is_due(step: int, every: int) -> bool:
 
 
 def _evaluation_in_words(line: dict[str, Any]) -> str:
-    facts = [f"step {line['step']}"]
-    facts += [
-        f"{name}_loss {line[f'{name}_loss']:.4f} (perplexity {line[f'{name}_perplexity']:.4g})"
-        for name in ("train", "dev")
-        if f"{name}_loss" in line
+    """One line of losses and, where answers were compared, one of their shares; each within 80 columns."""
+    losses = [
+        f"{name} {line[name]:.4g}" for name in ("train_loss", "dev_loss", "dev_perplexity") if name in line
     ]
-    facts += [f"{name} {line[name]:.1%}" for name in ("exact_match", "stop_rate") if name in line]
-    return "  ".join(facts)
+    shares = [f"{name} {line[name]:.1%}" for name in ("exact_match", "stop_rate") if name in line]
+    opening = f"step {line['step']}"
+    lines = ["  ".join([opening, *losses]), "  ".join([" " * len(opening), *shares])]
+    return "\n".join(lines if shares else lines[:1])
