@@ -31,9 +31,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # A thread that waits for another one sleeps: with the default, it burns the core that the other one needs
-    # whenever another program is busy too. OpenMP reads this when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A thread that waits for another one soon sleeps: with the default, it burns the core that the other one
+    # needs whenever another program is busy too. GNU's OpenMP reads this when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     app(args=spell_out_resume(sys.argv[1:]), prog_name="finetooth")
 
 
