@@ -118,7 +118,7 @@ def _checkpoint(config: SFTConfig, resume: Resume, console: Console) -> Checkpoi
         return None
 
     def notify(line: str) -> None:
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     folder = Path(config.output_dir) / "checkpoints"
     checkpoint = CheckpointManager(folder).latest(notify=notify)
