@@ -62,7 +62,7 @@ def test_the_defaults_contradict_nothing():
         (
             {"data__template": "chatlm"},
             "data.template | data.template: found the text 'chatlm'; "
-            "write auto, chatml, concat or the path of a .jinja file",
+            "write auto, chatml, six-token, headers, concat or the path of a .jinja file",
         ),
         (
             {"data__template_args": {"a": float("nan")}},
@@ -70,19 +70,21 @@ def test_the_defaults_contradict_nothing():
             "or broken text; write values that JSON can hold",
         ),
         (
-            {"data__fields": {"prompt": "question", "answer": "x"}},
-            "data.fields | data.fields: names 'prompt', 'answer'; "
-            "write {prompt: NAME, response: NAME} with the names your file uses",
+            {"data__train": [{"path": "a.jsonl", "repeat": 0}]},
+            "data.train | data.train[0].repeat: found the number 0; write a whole number at least 1",
         ),
         (
-            {"data__fields": {}},
-            "data.fields | data.fields: names nothing; "
-            "write {prompt: NAME, response: NAME} with the names your file uses",
+            {"data__train": [{"path": "a.jsonl"}, {"format": "messages"}]},
+            "data.train | data.train[1].path: missing; name the file with the records",
         ),
         (
-            {"data__fields": {"prompt": "q", "response": "a"}, "data__format": "messages"},
-            "data.fields | data.fields: not used with data.format: messages; "
-            "leave data.fields out or write data.format: prompt-response",
+            {"data__dev": [{"path": "a.jsonl", "repeat": 2}]},
+            "data.dev | data.dev[0].repeat: dev is never repeated; leave it out",
+        ),
+        (
+            {"data__dev": [{"path": "a.jsonl", "wieght": 2}]},
+            "data.dev | data.dev[0].wieght: unknown key; "
+            "the keys of a source are path, format, fields, repeat, max_records",
         ),
         (
             {"evaluation__exact_match": "plain", "data__dev": None},

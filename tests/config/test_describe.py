@@ -28,13 +28,23 @@ data:
   dev: 0.02  # default
   format: auto  # default
   fields: null  # default
+  input_join: "\\n\\n"  # default
   template: auto  # default
   template_args: {}  # default
   system: "yes: \\u0007\u00e9"  # run.yaml:2
   loss_on: assistant  # default
+  train_reasoning: true  # default
+  train_end_token: false  # default
+  single_turn: false  # default
+  allow_tokens: []  # default
   max_length: 2048  # default
   on_bad_record: error  # default
   on_long_document: drop  # default
+  on_duplicate: drop  # default
+  on_near_duplicate: keep  # default
+  near_duplicate_similarity: 0.85  # default
+  on_leak: error  # default
+  group_by: prompt  # default
   max_records: null  # default
   cache_dir: null  # default
 training:

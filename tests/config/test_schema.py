@@ -29,7 +29,8 @@ def test_all_mistakes_of_a_config_are_told_at_once():
             output_dir="",
         )
     assert caught.value.problems == [
-        "SFTConfig: data.dev: found the number 1.5; write a number above 0 and below 1, text or null",
+        "SFTConfig: data.dev: found the number 1.5; write a number above 0 and below 1, "
+        "text, a list that is not empty or null",
         "SFTConfig: training.learning_rate: found the text '1e-4'; write a number above 0 without quotes",
         "SFTConfig: training.seed: found true; write a whole number at least 0 and at most 4294967295",
         "SFTConfig: output_dir: found empty text; write text",

@@ -9,9 +9,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from finetooth.base.errors import ConfigError, problem
 from finetooth.config.settings import Setting, sections_of, settings_of, values_of
+from finetooth.config.sources import SourceConfig
 from finetooth.config.wording import describe_choices, show_value
 
-TEMPLATE_NAMES = ("auto", "chatml", "concat")
+TEMPLATE_NAMES = ("auto", "chatml", "six-token", "headers", "concat")
 
 
 class Finding(NamedTuple):
@@ -140,7 +141,8 @@ def _find_unknown_template(values: Mapping[str, Any]) -> list[Finding]:
     if template in TEMPLATE_NAMES or template.endswith(".jinja"):
         return []
     fact = f"data.template: found {show_value(template)}"
-    return [Finding(("data.template",), fact, "write auto, chatml, concat or the path of a .jinja file")]
+    remedy = f"write {', '.join(TEMPLATE_NAMES)} or the path of a .jinja file"
+    return [Finding(("data.template",), fact, remedy)]
 
 
 def _find_unsendable_arguments(values: Mapping[str, Any]) -> list[Finding]:
@@ -152,19 +154,30 @@ def _find_unsendable_arguments(values: Mapping[str, Any]) -> list[Finding]:
     return []
 
 
-def _find_unread_fields(values: Mapping[str, Any]) -> list[Finding]:
-    fields, record_format = values["data.fields"], values["data.format"]
-    if fields is None:
-        return []
+def _find_bad_sources(values: Mapping[str, Any]) -> list[Finding]:
     findings: list[Finding] = []
-    if set(fields) != {"prompt", "response"}:
-        fact = f"data.fields: names {', '.join(map(repr, fields)) or 'nothing'}"
-        remedy = "write {prompt: NAME, response: NAME} with the names your file uses"
-        findings.append(Finding(("data.fields",), fact, remedy))
-    if record_format not in ("auto", "prompt-response"):
-        fact = f"data.fields: not used with data.format: {record_format}"
-        remedy = "leave data.fields out or write data.format: prompt-response"
-        findings.append(Finding(("data.fields", "data.format"), fact, remedy))
+    for key in ("data.train", "data.dev"):
+        if isinstance(values[key], list):
+            for index, source in enumerate(values[key]):
+                findings.extend(_source_problems(key, f"{key}[{index}]", source))
+    return findings
+
+
+def _source_problems(key: str, place: str, source: Mapping[str, object]) -> list[Finding]:
+    settings = settings_of(SourceConfig)
+    findings = [
+        Finding((key,), f"{place}.{name}: unknown key", f"the keys of a source are {', '.join(settings)}")
+        for name in source
+        if name not in settings
+    ]
+    if "path" not in source:
+        findings.append(Finding((key,), f"{place}.path: missing", "name the file with the records"))
+    for name, value in source.items():
+        if name in settings and not is_allowed(settings[name].kind, value):
+            wrong = _wrong_value(f"{place}.{name}", settings[name].kind, value)
+            findings.append(wrong._replace(keys=(key,)))
+    if key == "data.dev" and source.get("repeat", 1) != 1:
+        findings.append(Finding((key,), f"{place}.repeat: dev is never repeated", "leave it out"))
     return findings
 
 
@@ -182,6 +195,6 @@ CONTRADICTIONS: list[tuple[Set[str], Callable[[Mapping[str, Any]], list[Finding]
     ({"training.warmup_steps"}, _find_broken_warmup),
     ({"data.template"}, _find_unknown_template),
     ({"data.template_args"}, _find_unsendable_arguments),
-    ({"data.fields", "data.format"}, _find_unread_fields),
+    ({"data.train", "data.dev"}, _find_bad_sources),
     ({"evaluation.exact_match", "data.dev"}, _find_unanswerable),
 ]

@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from finetooth.config.checks import require_valid
+from finetooth.config.sources import Count, Format, Text
 
-Text = Annotated[str, Field(pattern=r"^[^\x00]+$")]
-Count = Annotated[int, Field(ge=1)]
+Sources = Annotated[list[dict[str, JsonValue]], Field(min_length=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -44,21 +44,26 @@ class ModelConfig:
 class DataConfig:
     """Which records are trained, how they are rendered, and what becomes of those that do not fit."""
 
-    train: Text
-    """File with the training records."""
+    train: Text | Sources
+    """The training records: a file, folder, pattern or hf://NAME; or a list of such sources, each
+    {path, format, fields, repeat, max_records}."""
 
-    dev: Share | Text | None = 0.02
-    """Records kept for evaluation: a share of the training records, a file, or null for none."""
+    dev: Share | Text | Sources | None = 0.02
+    """Records kept for evaluation: a share of the training records, sources as above, or null for none."""
 
-    format: Literal["auto", "messages", "prompt-response", "gsm8k"] = "auto"
+    format: Format = "auto"
     """How a record is read; auto recognises the format from the fields."""
 
     fields: dict[str, Text] | None = None
-    """Names of the fields that hold "prompt" and "response", where a file calls them otherwise."""
+    """Names of the fields that hold what the format calls otherwise, for
+    instance {prompt: question, response: reply}."""
+
+    input_join: str = "\n\n"
+    """What stands between the instruction and the input (Alpaca) or context (Dolly) of a record."""
 
     template: Text = "auto"
     """How a conversation becomes text: auto (the tokenizer's own template; without one, chatml for messages
-    and concat for prompt and response), chatml, concat, or the path of a .jinja file."""
+    and concat for prompt and response), chatml, six-token, headers, concat, or the path of a .jinja file."""
 
     template_args: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     """Further values for the template, e.g. enable_thinking: false; used wherever it is rendered."""
@@ -69,17 +74,47 @@ class DataConfig:
     loss_on: Literal["assistant", "last", "all"] = "assistant"
     """What is trained: every assistant turn, the last one only, or all tokens."""
 
+    train_reasoning: bool = True
+    """Whether the reasoning of a trained turn is trained; false leaves it as context."""
+
+    train_end_token: bool = False
+    """Whether the end token behind targets that were given as tokens is trained where it was left out."""
+
+    single_turn: bool = False
+    """Declares that every document of given tokens has one question, so that files without boundaries can
+    be divided at each question."""
+
+    allow_tokens: list[Text] = field(default_factory=list[str])
+    """Control tokens that text of the records may become, e.g. ["<think>"]; for trusted records only."""
+
     max_length: Annotated[int, Field(ge=2)] = 2048
     """Longest document, in tokens."""
 
     on_bad_record: Literal["error", "drop"] = "error"
     """A record that cannot be used: error lists all of them and stops, drop notes them in the ledger."""
 
-    on_long_document: Literal["drop", "error"] = "drop"
-    """A document above `max_length`: drop notes it in the ledger, error lists all of them and stops."""
+    on_long_document: Literal["drop", "error", "keep-turns"] = "drop"
+    """A document above `max_length`: drop notes it in the ledger, error lists all of them and stops,
+    keep-turns keeps as many whole turns from its end as fit."""
+
+    on_duplicate: Literal["drop", "error", "keep"] = "drop"
+    """A record whose documents equal those of an earlier one."""
+
+    on_near_duplicate: Literal["keep", "report", "drop"] = "keep"
+    """A record almost equal to an earlier one; keep does not look for them (needs finetooth[neardup])."""
+
+    near_duplicate_similarity: Share = 0.85
+    """From which share of common word triples on two records are almost equal."""
+
+    on_leak: Literal["error", "drop", "keep"] = "error"
+    """A training record whose conversation, or prompt, also stands in dev."""
+
+    group_by: Text = "prompt"
+    """Records with the same value stay together when dev is a share: prompt (all that stands before the
+    last answer), or a field of the records."""
 
     max_records: Count | None = None
-    """Use only this many records from the start of the training file."""
+    """Use only this many records from the start of each training source."""
 
     cache_dir: Text | None = None
     """Folder of prepared stores; null means FINETOOTH_CACHE, else ~/.cache/finetooth."""

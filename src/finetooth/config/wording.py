@@ -50,6 +50,8 @@ def _describe_one(schema: dict[str, Any]) -> list[str]:
         return ["a mapping whose values are text" if _holds_text_only(schema) else "a mapping"]
     if "examples" in schema:
         return [f"text such as {schema['examples'][0]}"]
+    if schema["type"] == "array":
+        return ["a list that is not empty" if schema.get("minItems") else "a list"]
     names = {"integer": "a whole number", "number": "a number", "string": "text", "null": "null"}
     return [names[schema["type"]] + _describe_range(schema)]
 

@@ -1,4 +1,4 @@
-"""The values that travel through the data stages: Record, Message, Conversation, Document, DocumentSource."""
+"""The values that travel through the data stages, from what stands in a file to what is trained."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -13,7 +13,10 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a record stands: the file and the line it begins on, counted from 1."""
+    """Where a record stands: the file and the line it begins on, counted from 1.
+
+    In files without lines (Parquet, HDF5, …) `line` is the number of the row or document.
+    """
 
     path: str
     line: int
@@ -32,21 +35,52 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    name, tool_call_id: who speaks, or which call a tool answers; for templates that write them
+    loss_weight:        of an assistant turn's targets; 0 makes the turn context only
+    text_with_reasoning: the text as the record has it, where reasoning_content was split off a leading
+                        <think>…</think>; what a template that writes no reasoning_content is given
+    """
 
     role: Role
     content: str
     reasoning_content: str | None = None
     tool_calls: tuple[dict[str, Any], ...] = ()
+    name: str | None = None
+    tool_call_id: str | None = None
+    loss_weight: float = 1.0
+    text_with_reasoning: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What every format becomes: messages, tools, origin."""
+    """What every format of messages becomes: messages, tools, origin."""
 
     messages: tuple[Message, ...]
     origin: Origin
     tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """Text without roles, all of which is trained."""
+
+    text: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class GivenTokens:
+    """Tokens that somebody else encoded and masked; they are trained as given.
+
+    token_ids:    int32 [T]
+    loss_weights: float32 [T], 0 where the token is context only; loss_weights[0] is always 0
+    """
+
+    token_ids: np.ndarray
+    loss_weights: np.ndarray
+    origin: Origin
 
 
 @dataclass(frozen=True, slots=True)
