@@ -1,6 +1,5 @@
 """Entries of data.train and data.dev: a path, or a list of sources each with its own settings."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
@@ -45,14 +44,9 @@ def sources_of(value: str | Sequence[Mapping[str, Any]], **defaults: Any) -> tup
     >>> sources_of([{"path": "a.jsonl", "repeat": 2}, {"path": "b.csv"}], format="auto")[0].repeat
     2
     """
-    entries = [{"path": value}] if isinstance(value, str) else value
+    entries: Sequence[Mapping[str, Any]] = [{"path": value}] if isinstance(value, str) else value
     given = [{name: entry for name, entry in source.items() if entry is not None} for source in entries]
-    return tuple(SourceConfig(**{**defaults, **source}) for source in given)
-
-
-def source_names() -> tuple[str, ...]:
-    """The settings of one source."""
-    return tuple(field.name for field in dataclasses.fields(SourceConfig))
+    return tuple(SourceConfig(**(defaults | source)) for source in given)
 
 
 def describe_sources(value: object) -> str:
