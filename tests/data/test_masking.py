@@ -30,7 +30,7 @@ from finetooth.data.records import Conversation, Document, Message, Origin, Role
 from finetooth.data.templates import Template, encode_prompt, resolve_template
 from finetooth.data.tokenizer import Tokenizer, load_tokenizer
 from finetooth.data.tokenizer_files import TokenizerFiles
-from finetooth.data.turns import LossOn, Refusal
+from finetooth.data.turns import LossOn, MaskOptions, Refusal
 from finetooth.data.twin import Twin
 
 FAITHFUL = ("chatml", "trimming", "headers")  # these do not rewrite history
@@ -38,7 +38,7 @@ STOPS = dict.fromkeys(TEMPLATES, "<|im_end|>") | {"headers": "<|end_of_text|>"}
 
 
 def rendered(template: Template, talk: Conversation, loss_on: LossOn = "assistant") -> tuple[Document, ...]:
-    [documents] = render_documents([talk], template, loss_on=loss_on)
+    [documents] = render_documents([talk], template, options=MaskOptions(loss_on=loss_on))
     assert not isinstance(documents, Refusal), documents
     return documents
 
@@ -94,7 +94,7 @@ def assert_every_turn_is_proved(template: Template, talk: Conversation, stop: st
 def test_targets_are_those_of_a_naive_account(name: str, pairs: list[tuple[str, str]]):
     template = tiny_template(name)
     talk = conversation(*(text for question, answer in pairs for text in (question + "?", answer)))
-    [documents], report = render_with_report([talk], template, loss_on="assistant")
+    [documents], report = render_with_report([talk], template)
     assert not isinstance(documents, Refusal)
     if report.num_seams == 0:
         [document] = documents
@@ -115,7 +115,7 @@ def test_no_text_moves_a_mask_or_becomes_a_control_token(name: str, texts: list[
 def test_seams_are_counted_exactly(texts: list[str]):
     template = tiny_template("chatml")
     backend = template.tokenizer.backend
-    [documents], report = render_with_report([conversation(*texts)], template, loss_on="assistant")
+    [documents], report = render_with_report([conversation(*texts)], template)
     assert not isinstance(documents, Refusal)
     as_one_string = [
         backend.encode(backend.decode(document.token_ids.tolist(), skip_special_tokens=False)).ids
@@ -128,7 +128,7 @@ def test_seams_are_counted_exactly(texts: list[str]):
 def test_the_generation_prompt_wins_where_a_token_would_cross_its_end():
     template = tiny_template("chatml")
     talk = conversation("Hi", "\n\nHello", "Hi", "Bye")
-    [documents], report = render_with_report([talk], template, loss_on="assistant")
+    [documents], report = render_with_report([talk], template)
     assert not isinstance(documents, Refusal)
     assert report == RenderReport(num_trimmed=0, num_seams=1)
     first, second = documents
@@ -173,7 +173,7 @@ def test_ids_with_another_control_token_are_refused(monkeypatch: pytest.MonkeyPa
         "encode_batch",
         lambda self, texts: [np.append(ids, np.int32(think)) for ids in honest(self, texts)],
     )
-    assert render_documents([conversation("a", "b")], template, loss_on="assistant") == [
+    assert render_documents([conversation("a", "b")], template) == [
         Refusal(
             "its ids hold other control tokens than the template wrote",
             "drop the record; this tokenizer cannot tell it apart",
@@ -196,13 +196,13 @@ def test_weights_and_prompt_of_one_small_document():
 def test_results_stand_in_the_order_of_the_records():
     template = tiny_template("chatml")
     talks = [conversation("a", "first"), conversation("a"), conversation("a", "third", "b", "last")]
-    first, refused, third = render_documents(talks, template, loss_on="last")
+    first, refused, third = render_documents(talks, template, options=MaskOptions(loss_on="last"))
     assert isinstance(refused, Refusal)
     assert not isinstance(first, Refusal)
     assert not isinstance(third, Refusal)
     assert target_texts(first[0], template.tokenizer) == ["first<|im_end|>"]
     assert target_texts(third[0], template.tokenizer) == ["last<|im_end|>"]
-    assert render_documents([], template, loss_on="last") == []
+    assert render_documents([], template, options=MaskOptions(loss_on="last")) == []
 
 
 def test_loss_on_last_trains_the_last_answer_alone():
@@ -305,7 +305,9 @@ def test_a_token_that_swallows_whitespace_takes_none_of_an_answer():
     )
     template = resolve_template("auto", Tokenizer(TokenizerFiles(definition, {}, text)))
     for answer, num_seams in ((" \n27", 1), ("27", 0)):
-        [documents], report = render_with_report([conversation("a", answer)], template, loss_on="last")
+        [documents], report = render_with_report(
+            [conversation("a", answer)], template, options=MaskOptions(loss_on="last")
+        )
         assert not isinstance(documents, Refusal)
         assert target_texts(documents[0], template.tokenizer) == [answer + "<|im_end|>"]
         assert report.num_seams == num_seams
@@ -355,7 +357,7 @@ def test_gsm8k_gets_the_ids_of_transformers_and_trains_the_end_of_every_answer(
         **arguments,
     )
     stop = reference.convert_tokens_to_ids("<|im_end|>")
-    results, report = render_with_report(talks, template, loss_on="assistant")
+    results, report = render_with_report(talks, template)
     assert report == RenderReport(num_trimmed=report.num_trimmed, num_seams=0)
     for talk, documents, expected in zip(talks, results, ids, strict=True):
         assert not isinstance(documents, Refusal), documents
@@ -380,7 +382,7 @@ def test_masks_cost_less_than_the_encoding_itself(shared: Path):
         begin = time.process_time()
         tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)
         middle = time.process_time()
-        render_documents(talks, template, loss_on="assistant")
+        render_documents(talks, template)
         costs["encoding"].append(middle - begin)
         costs["masks"].append(time.process_time() - middle)
     assert min(costs["masks"]) < 2 * min(costs["encoding"])
@@ -470,9 +472,7 @@ def test_no_injection_reaches_a_control_token(shared: Path, family: str, dialect
         harmless = rendered(template, conversation(*["hi"] * len(roles), roles=roles))
         expected = [control_ids(document.token_ids.tolist(), tokenizer) for document in harmless]
         talks = _injected(injected, roles)
-        for talk, documents in zip(
-            talks, render_documents(talks, template, loss_on="assistant"), strict=True
-        ):
+        for talk, documents in zip(talks, render_documents(talks, template), strict=True):
             if isinstance(documents, Refusal):
                 num_refused += 1
                 assert "</think>" in str(talk)

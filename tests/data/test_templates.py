@@ -212,7 +212,7 @@ def test_the_template_that_is_exported_renders_the_same_text_elsewhere():
         tokenizer_object=template.tokenizer.backend, chat_template=template.jinja_text
     )
     talk = conversation("3 apples?", "27.", "More?", "No.")
-    [[document]] = render_documents([talk], template, loss_on="assistant")
+    [[document]] = render_documents([talk], template)
     listed = [{"role": message.role, "content": message.content} for message in talk.messages]
     assert reference.apply_chat_template(listed, return_dict=False) == document.token_ids.tolist()
     prompt = reference.apply_chat_template(listed[:3], add_generation_prompt=True, return_dict=False)

@@ -8,7 +8,7 @@ from tests.chat import conversation, tiny_template, tiny_tokenizer
 from finetooth.data.masking import RenderReport, render_documents, render_with_report
 from finetooth.data.records import Conversation, Message, Origin
 from finetooth.data.templates import resolve_template
-from finetooth.data.turns import LossOn, Refusal
+from finetooth.data.turns import LossOn, MaskOptions, Refusal
 
 ORIGIN = Origin("t.jsonl", 1)
 
@@ -22,9 +22,11 @@ def chatml(answer: str = "{{ m.content }}", prompt: str = "") -> str:
     )
 
 
-def refusal(template: str, talk: Conversation, loss_on: LossOn = "assistant", **options: Any) -> str:
+def refusal(template: str, talk: Conversation, loss_on: LossOn = "assistant", **arguments: Any) -> str:
     [result] = render_documents(
-        [talk], resolve_template("auto", tiny_tokenizer(template), **options), loss_on=loss_on
+        [talk],
+        resolve_template("auto", tiny_tokenizer(template), **arguments),
+        options=MaskOptions(loss_on=loss_on),
     )
     assert isinstance(result, Refusal), result
     return f"{result.reason}; {result.remedy}"
@@ -45,7 +47,7 @@ def test_an_empty_answer():
     assert refusal(chatml(), with_answer(" \n")) == expected
     later = conversation("a", "", "b", "c")
     assert refusal(chatml(), later) == expected
-    [result] = render_documents([later], tiny_template("chatml"), loss_on="last")
+    [result] = render_documents([later], tiny_template("chatml"), options=MaskOptions(loss_on="last"))
     assert not isinstance(result, Refusal), "an answer that is not trained may be empty"
 
 
@@ -167,9 +169,7 @@ def test_a_last_answer_that_changes_when_a_message_follows():
         "end the conversation with the answer"
     )
     assert refusal(template, talk, "all") == expected
-    [result] = render_documents(
-        [talk], resolve_template("auto", tiny_tokenizer(template)), loss_on="assistant"
-    )
+    [result] = render_documents([talk], resolve_template("auto", tiny_tokenizer(template)))
     assert not isinstance(result, Refusal), "what follows the last answer is no part of its document"
 
 
@@ -185,7 +185,7 @@ def test_text_that_cannot_be_encoded():
 
 def test_an_empty_prompt():
     template = resolve_template("concat", tiny_tokenizer())
-    assert render_documents([conversation("", "b")], template, loss_on="assistant") == [
+    assert render_documents([conversation("", "b")], template) == [
         Refusal("an empty prompt: nothing predicts the first token", "write a prompt")
     ]
 
@@ -200,14 +200,14 @@ def test_concat_takes_one_prompt_and_one_response():
         conversation("a", "b", "c", "d"),
         conversation("s", "a", "b", roles=("system", "user", "assistant")),
     ):
-        assert render_documents([talk], template, loss_on="last") == [expected]
+        assert render_documents([talk], template, options=MaskOptions(loss_on="last")) == [expected]
 
 
 def test_one_bad_record_leaves_the_others_alone():
     talks = [conversation("a", "b"), conversation("a", "\ud83d"), conversation("a", "c")]
-    good, bad, other = render_documents(talks, tiny_template("chatml"), loss_on="assistant")
+    good, bad, other = render_documents(talks, tiny_template("chatml"))
     assert isinstance(bad, Refusal)
-    [alone] = render_documents(talks[2:], tiny_template("chatml"), loss_on="assistant")
+    [alone] = render_documents(talks[2:], tiny_template("chatml"))
     assert not isinstance(good, Refusal)
     assert not isinstance(other, Refusal)
     assert not isinstance(alone, Refusal)
@@ -217,9 +217,7 @@ def test_one_bad_record_leaves_the_others_alone():
 def test_trimming_is_counted_over_content_and_reasoning():
     template = chatml("<think>{{ m.reasoning_content | trim }}</think>{{ m.content.lstrip() }}")
     talk = with_answer("  b ", reasoning_content="\nso\n\n")
-    [result], report = render_with_report(
-        [talk], resolve_template("auto", tiny_tokenizer(template)), loss_on="assistant"
-    )
+    [result], report = render_with_report([talk], resolve_template("auto", tiny_tokenizer(template)))
     assert not isinstance(result, Refusal)
     assert report == RenderReport(num_trimmed=5, num_seams=0)
 
@@ -229,7 +227,7 @@ def test_the_system_text_stands_before_conversations_that_have_none():
     template = resolve_template("chatml", tokenizer, system="Be kind.<|im_end|>")
     own = conversation("mine", "a", "b", roles=("system", "user", "assistant"))
     for talk, system in ((conversation("a", "b"), "Be kind.<|im_end|>"), (own, "mine")):
-        [[document]] = render_documents([talk], template, loss_on="assistant")
+        [[document]] = render_documents([talk], template)
         text = tokenizer.decode(document.token_ids.tolist())
         assert text.startswith(f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\na<|im_end|>")
         stop = tokenizer.control_tokens["<|im_end|>"]

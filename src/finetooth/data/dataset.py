@@ -13,14 +13,14 @@ from finetooth.base.errors import ConfigError, DataError, problem
 from finetooth.config.checks import find_problems
 from finetooth.config.schema import DataConfig
 from finetooth.config.settings import settings_of
-from finetooth.data.formats import Format, FormatSetting, settle_format
+from finetooth.data.formats.reading import Format, FormatSetting, settle_format
 from finetooth.data.ledger import Outcome, render_records
-from finetooth.data.masking import LossOn
 from finetooth.data.records import IGNORED_LABEL, Document, Origin, Record
 from finetooth.data.sources import BadLine, NotARecordError, parse_object, read_records
 from finetooth.data.store import ContentHashes
 from finetooth.data.templates import Template, resolve_template
 from finetooth.data.tokenizer import Tokenizer, load_tokenizer
+from finetooth.data.turns import LossOn
 
 
 class SFTDataset:

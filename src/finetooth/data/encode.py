@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from finetooth.base.errors import DataError, problem
-from finetooth.data.formats import BadRecord, to_conversation
-from finetooth.data.masking import LossOn, Refusal, render_documents
+from finetooth.data.formats.reading import BadRecord, to_conversation
+from finetooth.data.masking import MaskOptions, Refusal, render_documents
 from finetooth.data.records import Conversation, Document, Origin, Record
 from finetooth.data.templates import encode_prompt, resolve_template
 from finetooth.data.tokenizer import Tokenizer, load_tokenizer
+from finetooth.data.turns import LossOn
 
 _ORIGIN = Origin("messages", 1)
 _taken_over: weakref.WeakKeyDictionary[Any, tuple[Any, Tokenizer]] = weakref.WeakKeyDictionary()
@@ -55,7 +56,8 @@ def encode_chat(
         conversation = _conversation([*messages, {"role": "assistant", "content": "…"}], tools)
         token_ids = encode_prompt(resolved, conversation.messages[:-1], conversation.tools)
         return [_context(token_ids)]
-    [documents] = render_documents([_conversation(messages, tools)], resolved, loss_on=loss_on)
+    options = MaskOptions(loss_on=loss_on)
+    [documents] = render_documents([_conversation(messages, tools)], resolved, options=options)
     if isinstance(documents, Refusal):
         raise DataError(problem("messages", documents.reason, documents.remedy))
     return list(documents)

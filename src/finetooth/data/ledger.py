@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from finetooth.base.errors import problem
 from finetooth.config.schema import DataConfig
-from finetooth.data.formats import BadRecord, Format, to_conversation
-from finetooth.data.masking import Refusal, RenderReport, render_with_report
+from finetooth.data.formats.reading import BadRecord, Format, to_conversation
+from finetooth.data.masking import MaskOptions, Refusal, RenderReport, render_with_report
 from finetooth.data.records import Conversation, Document, Record
 from finetooth.data.sources import BadLine
 from finetooth.data.templates import Template
@@ -89,7 +89,7 @@ def render_records(
     """Gives every entry its fate, in order, about a thousand at a time, beside what rendering changed."""
     for chunk in _chunks(entries, format, data.fields):
         conversations = [read for _, read in chunk if isinstance(read, Conversation)]
-        documents, report = render_with_report(conversations, template, loss_on=data.loss_on)
+        documents, report = render_with_report(conversations, template, options=MaskOptions.of(data))
         rendered = iter(documents)
         outcomes: list[Outcome] = []
         for entry, read in chunk:

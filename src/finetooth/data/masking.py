@@ -14,63 +14,115 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetooth.data.records import Conversation, Document, Origin
+from finetooth.data.records import Conversation, Document, GivenTokens, Origin, PlainText
 from finetooth.data.templates import Template
-from finetooth.data.turns import Chain, LossOn, Refusal, RefusedError, Turn, prove_turns
+from finetooth.data.turns import Chain, MaskOptions, Refusal, RefusedError, Turn, prove_turns
 from finetooth.data.twin import Rendered, Twin
+from finetooth.data.unrendered import given_document, text_documents
+
+Item = Conversation | PlainText | GivenTokens
+Result = tuple[Document, ...] | Refusal
 
 
 @dataclass(frozen=True, slots=True)
 class RenderReport:
-    """What rendering changed, added up over documents.
+    """What rendering changed, added up over records.
 
-    num_trimmed: characters of whitespace that the template cut off at the edges of trained messages
-    num_seams:   documents whose ids differ from those of their text encoded as one string, because a token
-                 would have crossed the end of the generation prompt
+    num_trimmed:    characters of whitespace that the template cut off at the edges of trained messages
+    num_seams:      documents whose ids differ from those of their text encoded as one string, because a token
+                    would have crossed the end of the generation prompt
+    num_divided:    plain texts that were divided into windows
+    num_end_tokens: stop tokens of given tokens that were made targets
     """
 
     num_trimmed: int = 0
     num_seams: int = 0
+    num_divided: int = 0
+    num_end_tokens: int = 0
 
     def __add__(self, other: "RenderReport") -> "RenderReport":
-        return RenderReport(self.num_trimmed + other.num_trimmed, self.num_seams + other.num_seams)
+        return RenderReport(
+            self.num_trimmed + other.num_trimmed,
+            self.num_seams + other.num_seams,
+            self.num_divided + other.num_divided,
+            self.num_end_tokens + other.num_end_tokens,
+        )
+
+
+_DEFAULTS = MaskOptions()
 
 
 def render_documents(
-    conversations: Sequence[Conversation], template: Template, *, loss_on: LossOn
-) -> list[tuple[Document, ...] | Refusal]:
-    """The documents of each conversation, in order, or why it has none; never raises for a record.
+    items: Sequence[Item], template: Template, *, options: MaskOptions = _DEFAULTS
+) -> list[Result]:
+    """The documents of each item, in order, or why it has none; never raises for a record.
 
-    loss_on: assistant (every assistant turn), last (the last one), all (every token but the first, through
-             the last end-of-turn token)
     A conversation gives one document; where the template rewrites history (drops earlier reasoning), or the
     ids of a later prompt would differ, one for each run of turns, with the history as it is in use.
+    A text gives one, or one for each window; given tokens give one.
     All are encoded in one batch: pass about 1,000 at a time.
     """
-    return render_with_report(conversations, template, loss_on=loss_on)[0]
+    return render_with_report(items, template, options=options)[0]
 
 
 def render_with_report(
-    conversations: Sequence[Conversation], template: Template, *, loss_on: LossOn
-) -> tuple[list[tuple[Document, ...] | Refusal], RenderReport]:
-    """As render_documents; the second value counts what was trimmed and what was encoded apart."""
-    proofs = [_proved(conversation, template, loss_on) for conversation in conversations]
+    items: Sequence[Item], template: Template, *, options: MaskOptions = _DEFAULTS
+) -> tuple[list[Result], RenderReport]:
+    """As render_documents; the second value counts what rendering changed."""
+    conversations = [item for item in items if isinstance(item, Conversation)]
+    texts = [item for item in items if isinstance(item, PlainText)]
+    rendered = iter(_render_conversations(conversations, template, options))
+    divided = iter(text_documents(texts, template.tokenizer, max_length=options.max_length))
+    results: list[Result] = []
+    report = RenderReport()
+    for item in items:
+        match item:
+            case Conversation():
+                result, change = next(rendered)
+            case PlainText():
+                result = next(divided)
+                change = (
+                    RenderReport(num_divided=1) if isinstance(result, tuple) and len(result) > 1 else None
+                )
+            case GivenTokens():
+                result, change = _given(item, template, options)
+        results.append(result)
+        report = report if change is None else report + change
+    return results, report
+
+
+def _given(
+    given: GivenTokens, template: Template, options: MaskOptions
+) -> tuple[Result, RenderReport | None]:
+    try:
+        document, num_end_tokens = given_document(
+            given,
+            template.tokenizer,
+            template.stop_token_ids,
+            train_end_token=options.train_end_token,
+        )
+    except RefusedError as error:
+        return error.refusal, None
+    return (document,), RenderReport(num_end_tokens=num_end_tokens) if num_end_tokens else None
+
+
+def _render_conversations(
+    conversations: Sequence[Conversation], template: Template, options: MaskOptions
+) -> Iterator[tuple[Result, RenderReport | None]]:
+    proofs = [_proved(conversation, template, options) for conversation in conversations]
     encoded = _encode([proof for proof in proofs if not isinstance(proof, Refusal)])
-    results: list[tuple[Document, ...] | Refusal] = []
-    reports: list[RenderReport] = []
     for conversation, proof in zip(conversations, proofs, strict=True):
         if isinstance(proof, Refusal):
-            results.append(proof)
+            yield proof, None
             continue
         twin, chains = proof
         try:
             parts = [part for chain in chains for part in _parts(chain, twin, encoded[twin])]
-            stops = twin.characters_of(template.stop_token_ids) if loss_on == "all" else frozenset[str]()
-            results.append(tuple(_document(part, twin, conversation.origin, stops) for part in parts))
-            reports.append(_report(parts))
+            is_all = options.loss_on == "all"
+            stops = twin.characters_of(template.stop_token_ids) if is_all else frozenset[str]()
+            yield tuple(_document(part, twin, conversation.origin, stops) for part in parts), _report(parts)
         except RefusedError as error:
-            results.append(error.refusal)
-    return results, sum(reports, RenderReport())
+            yield error.refusal, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +137,10 @@ class _Part:
 
 
 def _proved(
-    conversation: Conversation, template: Template, loss_on: LossOn
+    conversation: Conversation, template: Template, options: MaskOptions
 ) -> tuple[Twin, list[Chain]] | Refusal:
     try:
-        return prove_turns(conversation, template, loss_on)
+        return prove_turns(conversation, template, options=options)
     except RefusedError as error:
         return error.refusal
 

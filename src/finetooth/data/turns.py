@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from finetooth.config.schema import DataConfig
 from finetooth.data.provenance import UNKNOWN, UNPLACED, Traced
 from finetooth.data.records import Conversation, Message
 from finetooth.data.template_engine import RENDERING_ERRORS
@@ -18,6 +19,33 @@ from finetooth.data.tokenizer import UnencodableError
 from finetooth.data.twin import MessageRun, Rendered, Twin
 
 LossOn = Literal["assistant", "last", "all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskOptions:
+    """Which tokens of an item are trained.
+
+    loss_on:         assistant (every assistant turn), last (the last one), all (every token but the first,
+                     through the last end-of-turn token)
+    train_reasoning: whether the reasoning of a trained turn is trained
+    train_end_token: whether the stop token behind targets of GivenTokens is trained where it was left out
+    max_length:      tokens of the longest part into which PlainText is divided; None never divides it
+    """
+
+    loss_on: LossOn = "assistant"
+    train_reasoning: bool = True
+    train_end_token: bool = False
+    max_length: int | None = None
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "MaskOptions":
+        """The options that a run's settings ask for."""
+        return cls(
+            loss_on=data.loss_on,
+            train_reasoning=data.train_reasoning,
+            train_end_token=data.train_end_token,
+            max_length=data.max_length,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +88,9 @@ class Chain:
     text: Rendered
 
 
-def prove_turns(conversation: Conversation, template: Template, loss_on: LossOn) -> tuple[Twin, list[Chain]]:
+def prove_turns(
+    conversation: Conversation, template: Template, *, options: MaskOptions
+) -> tuple[Twin, list[Chain]]:
     """The texts of a conversation's documents with the turns in each, and the twin that encodes them.
 
     Raises RefusedError.
@@ -69,8 +99,8 @@ def prove_turns(conversation: Conversation, template: Template, loss_on: LossOn)
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
     if not answers:
         raise RefusedError("no assistant turn: nothing to train", "add an answer, or drop the record")
-    trained = answers if loss_on == "assistant" else answers[-1:]
-    num_messages = len(messages) if loss_on == "all" else answers[-1] + 1
+    trained = answers if options.loss_on == "assistant" else answers[-1:]
+    num_messages = len(messages) if options.loss_on == "all" else answers[-1] + 1
     _check_answers(messages, trained)
     traced = _render(conversation, template, trained, num_messages)
     try:
