@@ -11,7 +11,7 @@ from tests.small_tokenizer import write_small_tokenizer
 
 from finetooth.config.schema import DataConfig
 from finetooth.data import ledger
-from finetooth.data.formats import Format
+from finetooth.data.formats.reading import Format
 from finetooth.data.ledger import Counts, Outcome, count_ledger, render_records
 from finetooth.data.records import Origin, Record
 from finetooth.data.sources import BadLine, parse_object

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finetooth.data.formats import detect_format, to_conversation
+from finetooth.data.formats.reading import detect_format, to_conversation
 from finetooth.data.records import Conversation, Origin, Record
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from finetooth.base.errors import DataError, FinetoothError, problem
 from finetooth.base.files import check_folder, new_folder, sha256_of
 from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig
-from finetooth.data.formats import Format, settle_format, unread_fields
+from finetooth.data.formats.reading import Format, settle_format, unread_fields
 from finetooth.data.ledger import Counts, Outcome, Split, count_ledger, render_records
 from finetooth.data.masking import RenderReport
 from finetooth.data.records import Record

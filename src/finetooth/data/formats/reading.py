@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from finetooth.base.errors import DataError, problem
-from finetooth.data.records import Conversation, Message, Origin, Record, Role
+from finetooth.config.sources import Format as FormatSetting
+from finetooth.data.records import Conversation, GivenTokens, Message, Origin, PlainText, Record, Role
 from finetooth.data.sources import BadLine, kind_of
 
-Format = Literal["messages", "prompt-response", "gsm8k"]
-FormatSetting = Literal["auto", "messages", "prompt-response", "gsm8k"]
+# fmt: off
+Format = Literal[
+    "messages", "sharegpt", "alpaca", "dolly", "oasst", "ultrachat", "turns",
+    "prompt-response", "question-answer", "gsm8k", "text", "tokens",
+]
+# fmt: on
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -47,8 +52,8 @@ class BadRecord:
 
 
 def to_conversation(
-    record: Record, *, format: Format, fields: Mapping[str, str] | None = None
-) -> Conversation | BadRecord:
+    record: Record, *, format: Format, fields: Mapping[str, str] | None = None, input_join: str = "\n\n"
+) -> Conversation | PlainText | GivenTokens | BadRecord:
     """Reads one record; never raises for what a record holds.
 
     `fields` names the fields that hold prompt and response: {"prompt": "instruction", "response": "output"}.
@@ -58,7 +63,9 @@ def to_conversation(
             return _from_messages(record)
         if format == "gsm8k":
             return _from_gsm8k(record)
-        return _from_prompt_response(record, fields)
+        if format == "prompt-response":
+            return _from_prompt_response(record, fields)
+        raise _UnfitError(f"the format {format} is not read yet", "use another one")  # noqa: TRY301
     except _UnfitError as error:
         return BadRecord(record.origin, error.fact, error.remedy)
 

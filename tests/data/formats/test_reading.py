@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetooth.base.errors import DataError
-from finetooth.data.formats import (
+from finetooth.data.formats.reading import (
     BadRecord,
     Format,
     detect_format,
