@@ -58,6 +58,14 @@ def parse_object(text: str) -> dict[str, Any]:
 
     Raises NotARecordError.
     """
+    value = parse_json(text)
+    if not isinstance(value, dict):
+        raise NotARecordError(f"{kind_of(value)} instead of an object")
+    return cast(dict[str, Any], value)
+
+
+def parse_json(text: str) -> Any:
+    """One JSON value of any kind, read as strictly; raises NotARecordError."""
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -73,9 +81,7 @@ def parse_object(text: str) -> dict[str, Any]:
         _require_bounded_depth(value)
     if _SURROGATE_ESCAPE.search(text):
         _require_whole_characters(value)
-    if not isinstance(value, dict):
-        raise NotARecordError(f"{kind_of(value)} instead of an object")
-    return cast(dict[str, Any], value)
+    return value
 
 
 def kind_of(value: object) -> str:
