@@ -1,5 +1,6 @@
 """How messages become text: the tokenizer's own chat template, a built-in one, or a file."""
 
+import difflib
 import functools
 import hashlib
 import json
@@ -22,6 +23,7 @@ PLACE = "data.template"
 SYSTEM = -1  # the message index of the system text that data.system puts before a conversation
 TOOLS: Source = (-2, "tools")
 
+_NAMES_SHOWN = 5
 _OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "strftime_now")
 
 
@@ -31,6 +33,7 @@ def resolve_template(
     *,
     template_args: Mapping[str, Any] | None = None,
     system: str | None = None,
+    allow_tokens: Sequence[str] = (),
     is_prompt_response: bool = False,
 ) -> "Template":
     """The template that `data.template: name` means for a tokenizer.
@@ -39,6 +42,7 @@ def resolve_template(
                         template, or without one concat for prompts and responses, chatml for messages
     template_args:      further variables for the template: {"enable_thinking": False}
     system:             system text for conversations that have none
+    allow_tokens:       control tokens that text of messages may become
     is_prompt_response: whether the records are prompts and responses
     Raises ConfigError where the template cannot be used with this tokenizer.
     """
@@ -56,7 +60,9 @@ def resolve_template(
         text = resources.files("finetooth.data").joinpath("builtin_templates/chatml.jinja").read_text("utf-8")
     else:
         text = _read_template(name)
-    return _checked(Template(name, text, tokenizer, arguments, system, datetime.now().astimezone()))
+    allowed_tokens = frozenset(allow_tokens)
+    now = datetime.now().astimezone()
+    return _checked(Template(name, text, tokenizer, arguments, system, now, allowed_tokens))
 
 
 def encode_prompt(
@@ -76,7 +82,8 @@ def encode_prompt(
     except RENDERING_ERRORS as error:
         fact = f"the template refuses it: {error}"
         raise DataError(problem("prompt", fact, "change it, or use another template")) from error
-    return twin.encode_batch([twin.neutralise(rendered).text])[0].tolist()
+    neutralised = twin.neutralise(rendered, allowed=template.allowed_tokens)
+    return twin.encode_batch([neutralised.text])[0].tolist()
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +95,7 @@ class Template:
     arguments:  further variables for the template
     system:     system text where a conversation has none
     now:        the time that strftime_now tells
+    allowed_tokens: control tokens that text of messages may become
     """
 
     name: str
@@ -96,6 +104,7 @@ class Template:
     arguments: Mapping[str, Any]
     system: str | None
     now: datetime
+    allowed_tokens: frozenset[str] = frozenset()
 
     def variables(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
@@ -145,6 +154,7 @@ class Template:
         dated = self.jinja_text is not None and "strftime_now" in self.jinja_text
         date = self.now.date().isoformat() if dated else None
         parts = [self.jinja_text, dict(self.arguments), self.system, self.tokenizer.special_tokens, date]
+        parts.append(sorted(self.allowed_tokens))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _concatenated(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> Traced:
@@ -176,6 +186,18 @@ def _check_chatml(tokenizer: Tokenizer) -> None:
         raise ConfigError(problem(PLACE, fact, "use a .jinja file written for this tokenizer, or concat"))
 
 
+def _check_allowed(template: Template) -> None:
+    """Refuses names in data.allow_tokens that are no control tokens."""
+    known = template.tokenizer.control_tokens
+    problems: list[str] = []
+    for name in sorted(template.allowed_tokens - known.keys()):
+        close = difflib.get_close_matches(name, known, n=_NAMES_SHOWN, cutoff=0.5)
+        remedy = f"close ones are {' '.join(close)}" if close else "remove it"
+        problems.append(problem("data.allow_tokens", f"the tokenizer has no control token {name!r}", remedy))
+    if problems:
+        raise ConfigError(problems)
+
+
 def _read_template(name: str) -> str:
     try:
         return Path(name).expanduser().read_text(encoding="utf-8")
@@ -191,6 +213,7 @@ def _checked(template: Template) -> Template:
     if taken:
         fact = f"{', '.join(taken)} cannot be set here"
         raise ConfigError(problem("data.template_args", fact, "remove it; it comes from the records"))
+    _check_allowed(template)
     try:
         stop_token_ids = template.stop_token_ids
     except jinja2.TemplateSyntaxError as error:
@@ -199,6 +222,10 @@ def _checked(template: Template) -> Template:
     except RENDERING_ERRORS as error:
         fact = f"{template.name} does not render a question and its answer: {error}"
         raise ConfigError(problem(PLACE, fact, "correct the template")) from error
+    tokens = template.tokenizer.control_tokens
+    if stopping := sorted(name for name in template.allowed_tokens if tokens[name] in stop_token_ids):
+        fact = f"{' '.join(stopping)} ends an answer, and text that holds it would end there"
+        raise ConfigError(problem("data.allow_tokens", fact, "remove it"))
     if not stop_token_ids:
         fact = f"{template.name} writes none of the tokenizer's control tokens after an answer"
         remedy = "use a template whose end of turn is a token of this tokenizer; no model could learn to stop"

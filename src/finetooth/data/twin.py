@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers
 
 from finetooth.base.errors import ConfigError, problem
-from finetooth.data.provenance import Run, Source, Traced
+from finetooth.data.provenance import UNPLACED, Run, Source, Traced
 from finetooth.data.tokenizer_files import vocabulary_of
 
 # Where the private characters begin: planes 15 and 16 of Unicode. Two, so that text which holds characters of
@@ -26,12 +26,17 @@ BLOCKS = (0xF0000, 0x100000)
 
 
 class MessageRun(NamedTuple):
-    """Consecutive characters of one message: where they begin in a text, and where in their source."""
+    """Consecutive characters of one message, begin:begin + length in a text and start:end in their source.
+
+    Both are equally long, but for a control token that message text was allowed to become: it is one
+    character of the text. start and end are UNPLACED where the template did more than cut and join.
+    """
 
     begin: int
     length: int
     source: Source
     start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +46,13 @@ class Rendered:
     text:     as rendered, each control token that the template wrote replaced by its private character
     controls: where in `text` those characters stand, ascending
     messages: the runs of message text, ascending
+    allowed:  where in `text` message text became a control token, as data.allow_tokens lets it; ascending
     """
 
     text: str
     controls: tuple[int, ...]
     messages: tuple[MessageRun, ...]
+    allowed: tuple[int, ...] = ()
 
 
 class Twin:
@@ -73,8 +80,7 @@ class Twin:
         self._place = place
         self.mark = chr(first_character)
         self._characters = {token: chr(first_character + 1 + i) for i, token in enumerate(control_tokens)}
-        longest_first = sorted(control_tokens, key=len, reverse=True)
-        self._control_text = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._control_text = _pattern_of(frozenset(control_tokens))
         self._own_text = re.compile(f"[{self.mark}-{chr(first_character + len(control_tokens))}]")
         self._neutralised_region = functools.lru_cache(maxsize=4096)(self._neutralise_region)
         self._ids = {character: control_tokens[token] for token, character in self._characters.items()}
@@ -88,12 +94,16 @@ class Twin:
         """Whether the control token that begins a stretch takes away the blank that follows the stretch."""
         return stretch[:1] in self._swallowing and not stretch[1:].strip() and following.isspace()
 
-    def neutralise(self, rendered: Traced) -> Rendered:
-        """Replaces the control tokens in what the template wrote; all that a message wrote stays as it is."""
+    def neutralise(self, rendered: Traced, *, allowed: frozenset[str] = frozenset()) -> Rendered:
+        """Replaces the control tokens in what the template wrote; what a message wrote stays as it is.
+
+        allowed: control tokens that are replaced in message text too, where one stands whole in one run
+        """
         plain = str.__str__(rendered)
         pieces: list[str] = []
         controls: list[int] = []
         messages: list[MessageRun] = []
+        admitted: list[int] = []
         begin = written = 0
         for length, source, start in _merged(rendered.runs):
             piece = plain[begin : begin + length]
@@ -101,11 +111,21 @@ class Twin:
             if source is None:
                 piece, places = self._neutralised_region(piece)
                 controls.extend([written + place for place in places])
+            elif allowed and len(parts := _pattern_of(allowed).split(piece)) > 1:
+                runs, places = self._admit(parts, written, source, start)
+                messages.extend(runs)
+                admitted.extend(places)
+                piece = "".join(self._characters[part] if i % 2 else part for i, part in enumerate(parts))
             else:
-                messages.append(MessageRun(written, length, source, start))
+                end = start if start == UNPLACED else start + length
+                messages.append(MessageRun(written, length, source, start, end))
             pieces.append(piece)
             written += len(piece)
-        return Rendered("".join(pieces), tuple(controls), tuple(messages))
+        return Rendered("".join(pieces), tuple(controls), tuple(messages), tuple(admitted))
+
+    def names_in(self, neutralised: str) -> list[str]:
+        """The names of control tokens that stand in a neutralised text, in order; they stayed plain text."""
+        return self._control_text.findall(neutralised)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The token ids of neutralised texts, each int32 [T]."""
@@ -147,9 +167,32 @@ class Twin:
         is_control[[i for i in self._ids.values() if i != self._unknown_id]] = True
         return is_control
 
+    def _admit(
+        self, parts: Sequence[str], begin: int, source: Source, start: int
+    ) -> tuple[list[MessageRun], list[int]]:
+        """The runs of message text whose every second part becomes a control token, and where these stand."""
+        runs: list[MessageRun] = []
+        places: list[int] = []
+        for number, part in enumerate(parts):
+            if number % 2:
+                places.append(begin)
+            if part:
+                length = 1 if number % 2 else len(part)
+                end = start if start == UNPLACED else start + len(part)
+                runs.append(MessageRun(begin, length, source, start, end))
+                begin, start = begin + length, end
+        return runs, places
+
     def _neutralise_region(self, text: str) -> tuple[str, tuple[int, ...]]:
         replaced = self._control_text.sub(lambda match: self._characters[match.group()], text)
         return replaced, tuple(match.start() for match in self._own_text.finditer(replaced))
+
+
+@functools.lru_cache(maxsize=64)
+def _pattern_of(names: frozenset[str]) -> re.Pattern[str]:
+    """Finds any of the names, the longest one that fits, as its one group."""
+    longest_first = sorted(names, key=lambda name: (-len(name), name))
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def _merged(runs: Iterable[Run]) -> list[Run]:
