@@ -1,24 +1,28 @@
 """A document as text whose targets can be seen: coloured on a terminal, in brackets everywhere."""
 
+import itertools
 from collections.abc import Iterator
 
-import numpy as np
 from rich.text import Text
 
 from finetooth.base.terminal import make_visible
 from finetooth.data.records import Document
 from finetooth.data.tokenizer import Tokenizer
+from finetooth.reporting.pieces import Piece, pieces_of
 
 OPENING, CLOSING = "⟦", "⟧"
 TARGET_STYLE = "bold green"
+WEIGHTED_STYLE = "bold yellow"
 CONTEXT_STYLE = "dim"
+_LONGEST_TOKEN = 60
 
 
 def mask_view(document: Document, tokenizer: Tokenizer) -> Text:
     """The document's text with each run of targets between ⟦ and ⟧; line ends show as ↵.
 
-    Control characters, and brackets that stand in the data, appear as escapes, so that nothing in a record
-    can drive the terminal or pass for a mark.
+    A loss weight other than 1 stands in brackets of its own before the targets: ⟦⟦0.5⟧four⟧. Characters that
+    do not print, and brackets that stand in the data, appear as escapes, so that nothing in a record can
+    drive the terminal or pass for a mark.
 
         <|im_start|>user↵
         2+2?<|im_end|>↵
@@ -26,33 +30,43 @@ def mask_view(document: Document, tokenizer: Tokenizer) -> Text:
         ⟦4<|im_end|>⟧↵
     """
     view = Text()
-    for is_target, text in _runs(document, tokenizer):
-        if is_target:
-            view.append(f"{OPENING}{_visible(text)}{CLOSING}", TARGET_STYLE)
+    for loss_weight, run in itertools.groupby(pieces_of(document, tokenizer), lambda p: p.loss_weight):
+        text = visible("".join(piece.text for piece in run)).replace("↵", "↵\n")
+        if loss_weight == 0:
+            view.append(text, CONTEXT_STYLE)
         else:
-            view.append(_visible(text), CONTEXT_STYLE)
+            mark = "" if loss_weight == 1 else f"{OPENING}{loss_weight:g}{CLOSING}"
+            view.append(f"{OPENING}{mark}{text}{CLOSING}", _style(loss_weight))
     return view
 
 
-def _runs(document: Document, tokenizer: Tokenizer) -> Iterator[tuple[bool, str]]:
-    """Runs of targets and of context with their text; joined, they are the text of the whole document."""
-    is_target = document.loss_weights > 0
-    starts = [0, *(np.flatnonzero(np.diff(is_target)) + 1).tolist()]
-    token_ids = document.token_ids.tolist()
-    before = ""
-    for start, end in zip(starts, [*starts[1:], len(token_ids)], strict=True):
-        until = tokenizer.decode(token_ids[:end])
-        # A run decoded by itself may lose its first space; but a character can lie across two runs.
-        alone = not until.startswith(before)
-        yield (
-            bool(is_target[start]),
-            tokenizer.decode(token_ids[start:end]) if alone else until[len(before) :],
-        )
-        before = until
+def token_list(document: Document, tokenizer: Tokenizer) -> Iterator[Text]:
+    """One line per token: its place in the document, its id, its loss weight and its text.
+
+    Tokens that only together write whole characters share a line.
+
+           0  151644     <|im_start|>
+          14      19  1  4
+    """
+    for piece in pieces_of(document, tokenizer):
+        yield _token_line(piece)
 
 
-def _visible(text: str) -> str:
-    visible = make_visible(text, keep="\n")
-    for bracket in (OPENING, CLOSING):
-        visible = visible.replace(bracket, bracket.encode("unicode_escape").decode())
-    return visible.replace("\n", "↵\n")
+def visible(text: str) -> str:
+    """Text in which everything can be seen and no bracket or line end is anything but a mark of this view."""
+    for mark in (OPENING, CLOSING, "↵"):
+        text = text.replace(mark, mark.encode("unicode_escape").decode())
+    return make_visible(text.replace("\n", "↵"))
+
+
+def _token_line(piece: Piece) -> Text:
+    ids = "+".join(map(str, piece.token_ids))
+    weight = f"{piece.loss_weight:g}" if piece.loss_weight else ""
+    text = visible(piece.text).replace(" ", "␣")
+    if len(text) > _LONGEST_TOKEN:
+        text = f"{text[:_LONGEST_TOKEN]}… ({len(piece.text)} characters)"
+    return Text(f"{piece.position:6}  {ids:>6}  {weight:>4}  {text}", _style(piece.loss_weight))
+
+
+def _style(loss_weight: float) -> str:
+    return {0: CONTEXT_STYLE, 1: TARGET_STYLE}.get(loss_weight, WEIGHTED_STYLE)
