@@ -217,3 +217,34 @@ def test_the_template_that_is_exported_renders_the_same_text_elsewhere():
     assert reference.apply_chat_template(listed, return_dict=False) == document.token_ids.tolist()
     prompt = reference.apply_chat_template(listed[:3], add_generation_prompt=True, return_dict=False)
     assert prompt == encode_prompt(template, talk.messages[:3])
+
+
+def test_allowed_tokens_become_tokens_in_message_text_and_no_others_do():
+    text = "<think>a</think> <tool_call>"
+    prompts = [
+        encode_prompt(
+            resolve_template("chatml", tiny_tokenizer(), allow_tokens=allowed), [Message("user", text)]
+        )
+        for allowed in ([], ["<think>"], ["<think>", "</think>"])
+    ]
+    ids = tiny_tokenizer().control_tokens
+    for num_allowed, prompt in enumerate(prompts):
+        assert [ids[name] in prompt for name in ("<think>", "</think>", "<tool_call>")] == [
+            num_allowed >= 1,
+            num_allowed >= 2,
+            False,
+        ]
+        assert (
+            tiny_tokenizer().decode(prompt) == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+        )
+
+
+def test_tokens_that_cannot_be_allowed():
+    assert refusal("chatml", tiny_tokenizer(), allow_tokens=["<thinks>", "@"]) == (
+        "data.allow_tokens: the tokenizer has no control token '<thinks>'; "
+        "close ones are <think> </think> <s>\n"
+        "data.allow_tokens: the tokenizer has no control token '@'; remove it"
+    )
+    assert refusal("chatml", tiny_tokenizer(), allow_tokens=["<|im_end|>", "<think>"]) == (
+        "data.allow_tokens: <|im_end|> ends an answer, and text that holds it would end there; remove it"
+    )
