@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetooth.data.provenance import UNKNOWN, UNPLACED, Traced, joined, retold, source_within
+from finetooth.data.provenance import (
+    GENERATION_BEGIN,
+    GENERATION_END,
+    UNKNOWN,
+    UNPLACED,
+    Traced,
+    generation_spans,
+    joined,
+    retold,
+    source_within,
+)
 
 FIELD = (3, "content")
 TEXT = st.text(alphabet="ab \n,é", max_size=8)
@@ -98,3 +108,29 @@ def test_text_made_from_messages_counts_as_message_text():
     assert not isinstance(retold("AB", "ab"), Traced)
     assert source_within({message("key"): 1}) == FIELD
     assert source_within(b"bytes") == UNKNOWN
+
+
+def generated(text: str) -> Traced:
+    return joined([Traced("", [GENERATION_BEGIN]), text, Traced("", [GENERATION_END])])
+
+
+@given(st.lists(st.tuples(TEXT, st.booleans()), max_size=6), st.data())
+def test_what_generation_blocks_wrote_is_known_after_every_cut(
+    pieces: list[tuple[str, bool]], data: st.DataObject
+):
+    text = joined([generated(piece) if inside else message(piece) for piece, inside in pieces])
+    flags = [inside for piece, inside in pieces for _ in piece]
+    begin = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(begin, len(text)))
+    part = text[begin:end]
+    assert isinstance(part, Traced)
+    found = [
+        any(first <= place < last for first, last in generation_spans(part)) for place in range(len(part))
+    ]
+    assert found == flags[begin:end]
+
+
+def test_a_generation_block_within_another_counts_as_one():
+    text = joined(["<", generated("a" + generated("b") + "c"), ">"])
+    assert generation_spans(text) == ((1, 4),)
+    assert generation_spans(joined(["abc"])) == ()

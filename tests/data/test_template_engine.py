@@ -6,11 +6,11 @@ from typing import Any
 
 import jinja2
 import pytest
-from tests.chat import TEMPLATES
+from tests.chat import TEMPLATES, tiny_tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from finetooth.data import template_engine
-from finetooth.data.provenance import Traced
+from finetooth.data.provenance import Traced, generation_spans
 from finetooth.data.template_engine import compile_template, render_traced
 
 SECRET = "<|im_end|>"
@@ -217,3 +217,29 @@ def test_a_template_cannot_reach_into_the_program():
     for text in ("{{ x.__class__.__mro__ }}", "{{ x.runs.__class__.__base__ }}", "{{ [].append(1) }}"):
         with pytest.raises(jinja2.exceptions.SecurityError):
             render_traced(compile_template(text), {"x": traced("a")})
+
+
+def test_generation_blocks_are_found_in_the_rendered_and_in_the_neutralised_text():
+    text = (
+        "{% macro turn(m) %}<|im_start|>{{ m.role }}\n{% generation %}{{ m.content | trim }}<|im_end|>"
+        "{% endgeneration %}\n{% endmacro %}{% for m in messages %}{{ turn(m) }}{% endfor %}"
+    )
+    rendered = render_traced(compile_template(text), {"messages": traced(CONVERSATIONS[0])})
+    assert [rendered[begin:end] for begin, end in generation_spans(rendered)] == [
+        "2+2?<|im_end|>",
+        "4<|im_end|>",
+    ]
+    neutral = tiny_tokenizer().twin_for([rendered]).neutralise(rendered)
+    assert [neutral.text[begin : end - 1] for begin, end in neutral.generated] == ["2+2?", "4"]
+    assert {end - 1 for _, end in neutral.generated} <= set(neutral.controls)
+
+
+def test_generation_blocks_stand_where_transformers_finds_them():
+    text = (
+        "{% for m in messages %}{{ m.role }}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
+        "{% endfor %}"
+    )
+    for messages in CONVERSATIONS:
+        rendered = render_traced(compile_template(text), {"messages": traced(messages)})
+        _, indices = render_jinja_template([messages], chat_template=text, return_assistant_tokens_mask=True)
+        assert list(generation_spans(rendered)) == indices[0]

@@ -7,8 +7,12 @@
 
 Cutting, joining and stripping keep the exact place; every other operation keeps the source only. What cannot
 be told counts as message text, never as the template's.
+
+Where the template has `{% generation %}` blocks, two runs without characters, GENERATION_BEGIN and
+GENERATION_END, stand at the edges of what was written inside one; `generation_spans` reads them.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, SupportsIndex, cast
 
@@ -19,6 +23,8 @@ Run = tuple[int, Source | None, int]
 
 UNPLACED = -1
 UNKNOWN: Source = (-1, "unknown")
+GENERATION_BEGIN: Run = (0, None, 1)
+GENERATION_END: Run = (0, None, 2)
 
 
 class Traced(str):
@@ -48,7 +54,7 @@ class Traced(str):
         return joined((_text(other), self))
 
     def __iter__(self) -> Iterator[str]:
-        return (self._cut(index, index + 1) for index in range(len(self)))
+        return self._cuts((index, index + 1) for index in range(len(self)))
 
     def __getitem__(self, key: SupportsIndex | slice, /) -> str:
         if isinstance(key, slice):
@@ -61,7 +67,8 @@ class Traced(str):
         return self._cut(index, index + 1)
 
     def strip(self, chars: str | None = None, /) -> str:
-        return cast(Traced, self.lstrip(chars)).rstrip(chars)
+        begin = len(self) - len(super().lstrip(chars))
+        return self._cut(begin, max(begin, len(super().rstrip(chars))))
 
     def lstrip(self, chars: str | None = None, /) -> str:
         return self._cut(len(self) - len(super().lstrip(chars)), len(self))
@@ -91,37 +98,85 @@ class Traced(str):
 
     def _pieces(self, parts: Iterable[str], gap: int) -> list[str]:
         """Places parts that stand in this order in the text, `gap` characters or whitespace apart."""
-        pieces: list[str] = []
+        return list(self._cuts(self._places(parts, gap)))
+
+    def _places(self, parts: Iterable[str], gap: int) -> Iterator[tuple[int, int]]:
         cursor = 0
         for part in parts:
             begin = self.index(part, cursor)
-            pieces.append(self._cut(begin, begin + len(part)))
-            cursor = begin + len(part) + gap
-        return pieces
+            cursor = begin + len(part)
+            yield begin, cursor
+            cursor += gap
 
     def _cut(self, begin: int, end: int) -> str:
-        if begin == 0 and end == len(self):
-            return self
-        runs: list[Run] = []
-        position = 0
-        for length, source, start in self.runs:
-            first, last = max(begin, position), min(end, position + length)
-            if first < last:
-                runs.append((last - first, source, start if start == UNPLACED else start + first - position))
-            position += length
-        return Traced(super().__getitem__(slice(begin, end)), runs)
+        return next(self._cuts(((begin, end),)))
+
+    def _cuts(self, places: Iterable[tuple[int, int]]) -> Iterator[str]:
+        """The text from `begin` to `end` for each of several places, which stand one behind the other."""
+        runs = self.runs
+        number = position = depth = 0  # of the first run that reaches beyond `begin`
+        for begin, end in places:
+            if begin == 0 and end == len(self):
+                yield self
+                continue
+            while number < len(runs) and position + runs[number][0] <= begin:
+                position += runs[number][0]
+                depth = _depth_behind(runs[number], depth)
+                number += 1
+            yield _traced(
+                str.__getitem__(self, slice(begin, end)), _part(runs, number, position, begin, end, depth)
+            )
 
 
 def joined(pieces: Iterable[str]) -> Traced:
     """Joins pieces; those that are plain strings count as written by the template."""
     pieces = tuple(pieces)
     runs: list[Run] = []
+    by_template = 0
     for piece in pieces:
-        if type(piece) is Traced:
-            runs.extend(piece.runs)
-        else:
-            runs.append((len(piece), None, 0))
-    return Traced("".join(pieces), runs)
+        if type(piece) is not Traced:
+            by_template += len(piece)
+            continue
+        if by_template:
+            runs.append((by_template, None, 0))
+            by_template = 0
+        runs += piece.runs
+    if by_template:
+        runs.append((by_template, None, 0))
+    return _traced("".join(pieces), tuple(runs))
+
+
+def generation_spans(text: Traced) -> tuple[tuple[int, int], ...]:
+    """Where in a text stands what the template wrote inside `{% generation %}` blocks: [(begin, end)].
+
+    Ascending; blocks within blocks count as one. Empty where the template has no such block, or where an
+    operation that loses the place (`upper`, `replace`) passed over the block's text.
+    """
+    position = 0
+    marks: list[tuple[int, Run]] = []
+    for run in text.runs:
+        position += run[0]
+        if is_mark(run):
+            marks.append((position, run))
+    return spans_between(marks)
+
+
+def spans_between(marks: Iterable[tuple[int, Run]]) -> tuple[tuple[int, int], ...]:
+    """The spans that marks of generation blocks enclose, of which each comes with its place in a text."""
+    spans: list[tuple[int, int]] = []
+    begin = depth = 0
+    for position, run in marks:
+        before, depth = depth, _depth_behind(run, depth)
+        if depth and not before:
+            begin = position
+        elif before and not depth:
+            spans.append((begin, position))
+    return tuple(spans)
+
+
+def is_mark(run: Run) -> bool:
+    """Whether a run has no characters but marks the edge of a generation block."""
+    return not run[0] and run[1] is None and run[2] != 0
 
 
 def retold(result: Any, *origins: Any) -> Any:
@@ -155,6 +210,41 @@ def source_within(value: Any) -> Source | None:
         parts = cast(Iterable[Any], value)
         return next((source for part in parts if (source := source_within(part))), None)
     return UNKNOWN
+
+
+def _traced(text: str, runs: tuple[Run, ...]) -> Traced:
+    traced = str.__new__(Traced, text)
+    traced.runs = runs
+    return traced
+
+
+def _part(
+    runs: tuple[Run, ...], number: int, position: int, begin: int, end: int, depth: int
+) -> tuple[Run, ...]:
+    """The runs from `begin` to `end`, of which the first has this number and position.
+
+    depth: how many generation blocks are open at `begin`; they are opened and closed again in the part.
+    """
+    part = [GENERATION_BEGIN] * depth
+    for run in itertools.islice(runs, number, None):
+        length, source, start = run
+        if position >= end:
+            break
+        first, last = max(begin, position), min(end, position + length)
+        if first < last:
+            moved = source is not None and start != UNPLACED
+            part.append((last - first, source, start + first - position if moved else start))
+        elif is_mark(run):
+            part.append(run)
+            depth = _depth_behind(run, depth)
+        position += length
+    return (*part, *[GENERATION_END] * depth)
+
+
+def _depth_behind(run: Run, depth: int) -> int:
+    if run == GENERATION_BEGIN:
+        return depth + 1
+    return max(0, depth - 1) if run == GENERATION_END else depth
 
 
 def _text(value: object) -> str:

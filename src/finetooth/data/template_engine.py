@@ -3,6 +3,9 @@
 It renders what transformers' own environment renders: blocks trimmed, loop controls, `tojson` without HTML
 escaping, `raise_exception`, the insides of `{% generation %}` blocks. Text from messages goes in as `Traced`;
 every way by which Jinja turns values into text is intercepted, so that it stays traced.
+
+What stands inside `{% generation %}` blocks is marked in the text; `provenance.generation_spans` tells where,
+as character spans of the text. The marks are runs without characters, so nothing else sees them.
 """
 
 import functools
@@ -18,7 +21,14 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from finetooth.data.provenance import Traced, joined, retold, source_within
+from finetooth.data.provenance import (
+    GENERATION_BEGIN,
+    GENERATION_END,
+    Traced,
+    joined,
+    retold,
+    source_within,
+)
 
 _TEXT_HOLDERS = (str, bytes, list, dict)
 _MACHINERY = (jinja2.Environment, nodes.EvalContext, Context)
@@ -56,14 +66,18 @@ class _TracingCodeGenerator(CodeGenerator):
 
 
 class _GenerationBlocks(Extension):
-    """Lets `{% generation %}…{% endgeneration %}` through as if the two tags were not there."""
+    """Lets the insides of `{% generation %}…{% endgeneration %}` through, between two marks."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2 declares it as a plain set)
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)
+        begin, end = (
+            nodes.Output([nodes.EnvironmentAttribute(name)])
+            for name in ("generation_begin", "generation_end")
+        )
+        return nodes.Scope([begin, *body, end]).set_lineno(line)
 
 
 _DICT_ATTRIBUTES = frozenset(dir(dict))
@@ -73,6 +87,8 @@ class _TracingEnvironment(ImmutableSandboxedEnvironment):
     code_generator_class = _TracingCodeGenerator
     concat = staticmethod(joined)
     intercepted_binops = frozenset({"%", "*"})
+    generation_begin = Traced("", [GENERATION_BEGIN])
+    generation_end = Traced("", [GENERATION_END])
 
     def __init__(self) -> None:
         super().__init__(

@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers
 
 from finetooth.base.errors import ConfigError, problem
-from finetooth.data.provenance import UNPLACED, Run, Source, Traced
+from finetooth.data.provenance import UNPLACED, Run, Source, Traced, is_mark, spans_between
 from finetooth.data.tokenizer_files import vocabulary_of
 
 # Where the private characters begin: planes 15 and 16 of Unicode. Two, so that text which holds characters of
@@ -43,16 +43,23 @@ class MessageRun(NamedTuple):
 class Rendered:
     """What a template wrote, ready for a twin to encode.
 
-    text:     as rendered, each control token that the template wrote replaced by its private character
-    controls: where in `text` those characters stand, ascending
-    messages: the runs of message text, ascending
-    allowed:  where in `text` message text became a control token, as data.allow_tokens lets it; ascending
+    text:      as rendered, each control token that the template wrote replaced by its private character
+    controls:  where in `text` those characters stand, ascending
+    messages:  the runs of message text, ascending
+    allowed:   where in `text` message text became a control token, as data.allow_tokens lets it; ascending
+    generated: [(begin, end)] in `text`, what the template wrote inside `{% generation %}` blocks; ascending
     """
 
     text: str
     controls: tuple[int, ...]
     messages: tuple[MessageRun, ...]
     allowed: tuple[int, ...] = ()
+    generated: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def control_places(self) -> tuple[int, ...]:
+        """Where in `text` any control token stands, ascending."""
+        return tuple(sorted((*self.controls, *self.allowed))) if self.allowed else self.controls
 
 
 class Twin:
@@ -104,8 +111,12 @@ class Twin:
         controls: list[int] = []
         messages: list[MessageRun] = []
         admitted: list[int] = []
+        marks: list[tuple[int, Run]] = []
         begin = written = 0
         for length, source, start in _merged(rendered.runs):
+            if not length:
+                marks.append((written, (length, source, start)))
+                continue
             piece = plain[begin : begin + length]
             begin += length
             if source is None:
@@ -121,7 +132,8 @@ class Twin:
                 messages.append(MessageRun(written, length, source, start, end))
             pieces.append(piece)
             written += len(piece)
-        return Rendered("".join(pieces), tuple(controls), tuple(messages), tuple(admitted))
+        generated = spans_between(marks)
+        return Rendered("".join(pieces), tuple(controls), tuple(messages), tuple(admitted), generated)
 
     def names_in(self, neutralised: str) -> list[str]:
         """The names of control tokens that stand in a neutralised text, in order; they stayed plain text."""
@@ -135,6 +147,18 @@ class Twin:
     def encode_after_mark(self, text: str) -> np.ndarray:
         """The token ids, int32 [T], of a text as it stands behind other text, no token crossing the seam."""
         return self.encode_batch([self.mark + text])[0][1:]
+
+    def last_characters(self, text: str, *, seam: int = 0) -> np.ndarray:
+        """For each token of a neutralised text, where its last character stands: int64 [T].
+
+        seam: text[:seam] and text[seam:] are encoded apart. This is slow beside encode_batch.
+        """
+        head = self._encoder.encode(text[:seam], add_special_tokens=False).offsets
+        tail = self._encoder.encode(
+            self.mark + text[seam:] if seam else text, add_special_tokens=False
+        ).offsets
+        behind_mark = [(seam - 1 + begin, seam - 1 + end) for begin, end in tail[1:]] if seam else tail
+        return np.array([max(begin, end - 1) for begin, end in (*head, *behind_mark)], np.int64)
 
     def characters_of(self, token_ids: Collection[int]) -> frozenset[str]:
         """The private characters of control tokens."""
@@ -196,13 +220,13 @@ def _pattern_of(names: frozenset[str]) -> re.Pattern[str]:
 
 
 def _merged(runs: Iterable[Run]) -> list[Run]:
-    """The runs without empty ones; what the template wrote in several strokes becomes one run."""
+    """The runs and the marks between them; what the template wrote in several strokes becomes one run."""
     merged: list[Run] = []
     by_template = 0
     for run in runs:
-        if run[1] is None:
+        if run[1] is None and not is_mark(run):
             by_template += run[0]
-        elif run[0]:
+        elif run[0] or run[1] is None:
             if by_template:
                 merged.append((by_template, None, 0))
             merged.append(run)
