@@ -52,10 +52,8 @@ def test_auto_takes_the_tokenizers_own_template_whatever_the_records_are():
 def test_auto_without_one_is_chatml_for_messages_and_concat_for_prompts_and_responses():
     template = resolve_template("auto", tiny_tokenizer())
     assert template.name == "chatml"
-    assert template.jinja_text is not None
     assert "<|im_start|>" in template.jinja_text
-    template = resolve_template("auto", tiny_tokenizer(), is_prompt_response=True)
-    assert (template.name, template.jinja_text) == ("concat", None)
+    assert resolve_template("auto", tiny_tokenizer(), is_prompt_response=True).name == "concat"
 
 
 def test_a_named_template_wins_over_the_tokenizers_own(tmp_path: Path):
@@ -63,7 +61,7 @@ def test_a_named_template_wins_over_the_tokenizers_own(tmp_path: Path):
     path.write_text(str(TEMPLATES["headers"]), encoding="utf-8")
     tokenizer = tiny_tokenizer(OWN)
     assert resolve_template("chatml", tokenizer).name == "chatml"
-    assert resolve_template("concat", tokenizer).jinja_text is None
+    assert resolve_template("concat", tokenizer).name == "concat"
     template = resolve_template(str(path), tokenizer)
     assert (template.name, template.jinja_text) == (str(path), TEMPLATES["headers"])
 
@@ -106,55 +104,40 @@ def test_the_time_a_template_tells_is_fixed_and_counts():
     assert template.tokenizer.decode(prompt).startswith(template.now.strftime("%Y %H:%M:%S.%f<s>"))
 
 
-def with_date(template: Template, year: int) -> Template:
-    now = template.now.replace(year=year)
-    return Template(
-        template.name, template.jinja_text, template.tokenizer, template.arguments, template.system, now
-    )
-
-
 def test_the_fingerprint_changes_with_everything_that_changes_the_text():
     tokenizer = tiny_tokenizer(OWN)
     one = resolve_template("auto", tokenizer)
     assert one.fingerprint == resolve_template("auto", tokenizer).fingerprint
-    assert one.fingerprint == with_date(one, 2001).fingerprint, "it does not tell the date"
+    assert one.fingerprint == one.at(one.now.replace(year=2001)).fingerprint, "it does not tell the date"
     dated = resolve_template("auto", tiny_tokenizer("{{ strftime_now('%Y') }}" + OWN))
     others = [
         resolve_template("chatml", tokenizer),
         resolve_template("concat", tokenizer),
-        resolve_template("auto", tokenizer, template_args={"a": 1}),
-        resolve_template("auto", tokenizer, template_args={"a": 2}),
+        resolve_template("auto", tiny_tokenizer(OWN + "{{ a }}"), template_args={"a": 1}),
+        resolve_template("auto", tiny_tokenizer(OWN + "{{ a }}"), template_args={"a": 2}),
         resolve_template("auto", tokenizer, system="a"),
         resolve_template("auto", tokenizer, system=""),
+        resolve_template("auto", tokenizer, allow_tokens=["<think>"]),
         dated,
-        with_date(dated, 2001),
+        dated.at(dated.now.replace(year=2001)),
     ]
-    assert len({template.fingerprint for template in (one, *others)}) == 9
-
-
-def test_chatml_needs_its_two_tokens():
-    remedy = "use a .jinja file written for this tokenizer, or concat"
-    assert refusal("auto", without_tokens("<|im_start|>", "<|im_end|>")) == (
-        "data.template: chatml needs <|im_start|> and <|im_end|>, which the tokenizer does not have as tokens"
-        f"; {remedy}"
-    )
-    assert refusal("chatml", without_tokens("<|im_end|>")) == (
-        "data.template: chatml needs <|im_end|>, which the tokenizer does not have as tokens; " + remedy
-    )
+    assert len({template.fingerprint for template in (one, *others)}) == 10
+    assert len({template.timeless_fingerprint for template in (one, *others)}) == 9
 
 
 def test_concat_needs_an_end_and_nothing_else():
     options = {"template_args": {"a": 1}, "system": "be kind"}
     assert refusal("concat", without_tokens(), **options) == (
-        "data.template: concat ends a response with the tokenizer's eos_token, and it has none; "
+        "data.template: concat ends an answer with the tokenizer's eos_token, and it has none; "
         "name one in tokenizer_config.json, or use another template\n"
         "data.template_args: concat has no use for it; remove it, or use another template\n"
         "data.system: concat has no place for it; remove it, or use another template"
     )
+    assert refusal("headers", without_tokens()).startswith("data.template: headers ends an answer with the ")
 
 
 def test_files_that_are_no_template(tmp_path: Path):
-    remedy = "write auto, chatml, concat or the path of a .jinja file"
+    remedy = "write auto, chatml, six-token, headers, concat or the path of a .jinja file"
     missing = str(tmp_path / "missing.jinja")
     expected = f"data.template: {missing} cannot be read (No such file or directory); {remedy}"
     assert refusal(missing, tiny_tokenizer()) == expected
@@ -180,10 +163,18 @@ def test_templates_that_cannot_be_used():
     )
 
 
-def test_arguments_that_belong_to_the_records():
-    options = {"template_args": {"messages": [], "tools": [], "mood": 1}}
-    assert refusal("chatml", tiny_tokenizer(), **options) == (
-        "data.template_args: messages, tools cannot be set here; remove it; it comes from the records"
+def test_arguments_that_belong_to_the_records_or_that_nothing_reads():
+    options = {"template_args": {"messages": [], "tools": [], "mod": 1, "2": 2}}
+    assert refusal("auto", tiny_tokenizer(OWN), **options) == (
+        "data.template_args: messages, tools cannot be set here; remove it; it comes from the records\n"
+        "data.template_args: own does not read mod, 2; remove it"
+    )
+    text = OWN + "{{ mood if add_generation_prompt }}"
+    assert refusal("auto", tiny_tokenizer(text), template_args={"mod": 1}) == (
+        "data.template_args: own does not read mod; remove it, or write one of mood"
+    )
+    assert refusal("chatml", tiny_tokenizer(), template_args={"mood": 1}) == (
+        "data.template_args: chatml has no use for it; remove it, or use another template"
     )
 
 

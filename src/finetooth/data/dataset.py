@@ -74,14 +74,14 @@ class SFTDataset:
         else:
             read = functools.partial(iter, _entries_of(records))
         found = settle_format(read(), place, format=data.format, fields=data.fields)
-        self.tokenizer = _as_tokenizer(tokenizer)
         self.template = resolve_template(
             data.template,
-            self.tokenizer,
+            _as_tokenizer(tokenizer),
             template_args=data.template_args,
             system=data.system,
             is_prompt_response=found != "messages",
         )
+        self.tokenizer = self.template.tokenizer
         outcomes = _render(read(), self.template, found, data)
         self.ledger = [outcome.ledger_line("train") for outcome in outcomes]
         self._documents = [d for outcome in outcomes if outcome.state == "kept" for d in outcome.documents]

@@ -1,5 +1,6 @@
 """How messages become text: the tokenizer's own chat template, a built-in one, or a file."""
 
+import dataclasses
 import difflib
 import functools
 import hashlib
@@ -7,24 +8,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
 import jinja2
 
 from finetooth.base.errors import ConfigError, DataError, problem
-from finetooth.data.provenance import Source, Traced, joined
+from finetooth.config.checks import TEMPLATE_NAMES
+from finetooth.data.built_in import BUILT_IN, check_settings, fit_tokenizer, text_of
+from finetooth.data.provenance import Source, Traced
 from finetooth.data.records import Message
 from finetooth.data.template_engine import RENDERING_ERRORS, compile_template, render_traced
+from finetooth.data.template_text import TELLS_TIME, UntellableDateError, date_formats, variables_read
 from finetooth.data.tokenizer import Tokenizer, UnencodableError
+from finetooth.data.twin import Rendered, Twin
 
 PLACE = "data.template"
 SYSTEM = -1  # the message index of the system text that data.system puts before a conversation
 TOOLS: Source = (-2, "tools")
 
 _NAMES_SHOWN = 5
-_OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "strftime_now")
+_QUESTION, _ANSWER = Message("user", "question"), Message("assistant", "answer")
+_OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", TELLS_TIME)
 
 
 def resolve_template(
@@ -35,34 +40,46 @@ def resolve_template(
     system: str | None = None,
     allow_tokens: Sequence[str] = (),
     is_prompt_response: bool = False,
+    now: datetime | None = None,
 ) -> "Template":
     """The template that `data.template: name` means for a tokenizer.
 
-    name:               auto, chatml, concat or the path of a .jinja file; auto is the tokenizer's own
-                        template, or without one concat for prompts and responses, chatml for messages
+    name:               auto, chatml, six-token, headers, concat, own:NAME (one of several templates of the
+                        tokenizer) or the path of a .jinja file; auto is the tokenizer's own template, or
+                        without one concat for prompts and responses, chatml for messages
     template_args:      further variables for the template: {"enable_thinking": False}
     system:             system text for conversations that have none
     allow_tokens:       control tokens that text of messages may become
     is_prompt_response: whether the records are prompts and responses
+    now:                the time that the template tells; default: that of the call
     Raises ConfigError where the template cannot be used with this tokenizer.
+
+    A tokenizer that lacks tokens which a built-in template writes is given them: the template's `tokenizer`
+    has them, and its `added_tokens` are their names.
     """
     arguments = dict(template_args or {})
-    own = tokenizer.chat_template
     if name == "auto":
-        name = "own" if own is not None else "concat" if is_prompt_response else "chatml"
-    if name == "concat":
-        _check_concat(tokenizer, arguments, system)
-        text = None
-    elif name == "own":
-        text = own
-    elif name == "chatml":
-        _check_chatml(tokenizer)
-        text = resources.files("finetooth.data").joinpath("builtin_templates/chatml.jinja").read_text("utf-8")
+        name = _automatic(tokenizer, is_prompt_response)
+    grown = tokenizer
+    if name in BUILT_IN:
+        check_settings(name, tokenizer, template_args=arguments, system=system)
+        text = text_of(name)
+        grown, arguments = fit_tokenizer(name, tokenizer)
+    elif name == "own" or name.startswith("own:"):
+        text = _own_template(name, tokenizer)
     else:
         text = _read_template(name)
-    allowed_tokens = frozenset(allow_tokens)
-    now = datetime.now().astimezone()
-    return _checked(Template(name, text, tokenizer, arguments, system, now, allowed_tokens))
+    template = Template(
+        name=name,
+        jinja_text=text,
+        tokenizer=grown,
+        arguments=arguments,
+        system=system,
+        now=(now or datetime.now()).replace(tzinfo=None),
+        allowed_tokens=frozenset(allow_tokens),
+        added_tokens=_names_beyond(tokenizer.largest_id, grown),
+    )
+    return _checked(template)
 
 
 def encode_prompt(
@@ -90,21 +107,24 @@ def encode_prompt(
 class Template:
     """A template made ready for one tokenizer.
 
-    name:       own (the tokenizer's), chatml, concat, or the path of a file
-    jinja_text: what chat_template.jinja of an exported folder holds; None for concat
+    name:       own or own:NAME (the tokenizer's), that of a built-in one, or the path of a file
+    jinja_text: its text; with the other values written into it, it is chat_template.jinja of final/
+    tokenizer:  with the tokens that the template writes
     arguments:  further variables for the template
     system:     system text where a conversation has none
-    now:        the time that strftime_now tells
+    now:        the local time that strftime_now tells
     allowed_tokens: control tokens that text of messages may become
+    added_tokens:   those that the tokenizer lacked and was given, in the order of their ids
     """
 
     name: str
-    jinja_text: str | None
+    jinja_text: str
     tokenizer: Tokenizer
     arguments: Mapping[str, Any]
     system: str | None
     now: datetime
     allowed_tokens: frozenset[str] = frozenset()
+    added_tokens: tuple[str, ...] = ()
 
     def variables(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
@@ -122,8 +142,6 @@ class Template:
         self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None, *, add_generation_prompt: bool
     ) -> Traced:
         """The text of messages; raises one of RENDERING_ERRORS where the template refuses them."""
-        if self.jinja_text is None:
-            return self._concatenated(messages, add_generation_prompt)
         variables = {
             **self.tokenizer.special_tokens,
             **self.arguments,
@@ -131,17 +149,14 @@ class Template:
             "tools": tools,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
-            "strftime_now": self.now.strftime,
+            TELLS_TIME: self.now.strftime,
         }
         return render_traced(compile_template(self.jinja_text), variables)
 
     @functools.cached_property
     def stop_token_ids(self) -> tuple[int, ...]:
         """The token that ends an assistant turn, then the tokenizer's end token where it is another one."""
-        listed, _ = self.variables([Message("user", "question"), Message("assistant", "answer")])
-        rendered = self.render(listed, None, add_generation_prompt=False)
-        twin = self.tokenizer.twin_for([rendered])
-        text = twin.neutralise(rendered)
+        twin, text = self._probe(_QUESTION, _ANSWER)
         answer_end = max((run.begin + run.length for run in text.messages), default=0)
         after = [text.text[place] for place in text.controls if place >= answer_end]
         eos = self.tokenizer.eos_token_id
@@ -149,41 +164,94 @@ class Template:
         return tuple(dict.fromkeys(stops))
 
     @functools.cached_property
+    def written_token_ids(self) -> tuple[int, ...]:
+        """Ids of the control tokens that it writes around two turns, ascending."""
+        probes = self._probe(_QUESTION, _ANSWER), self._probe(_QUESTION, add_generation_prompt=True)
+        places = ((twin, text.text[place]) for twin, text in probes for place in text.controls)
+        return tuple(sorted({token_id for twin, name in places for token_id in twin.ids_of(name)}))
+
+    @functools.cached_property
+    def takes_turns(self) -> bool:
+        """Whether a conversation can go on after an answer."""
+        try:
+            self._probe(_QUESTION, _ANSWER, _QUESTION, add_generation_prompt=True)
+        except RENDERING_ERRORS:
+            return False
+        return True
+
+    @functools.cached_property
+    def date_formats(self) -> tuple[str, ...]:
+        """The formats in which it tells the time; none where its text is the same at any time."""
+        return tuple(date_formats(self.jinja_text))
+
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all that decides which text a conversation becomes, with the date if it is told."""
-        dated = self.jinja_text is not None and "strftime_now" in self.jinja_text
-        date = self.now.date().isoformat() if dated else None
-        parts = [self.jinja_text, dict(self.arguments), self.system, self.tokenizer.special_tokens, date]
-        parts.append(sorted(self.allowed_tokens))
+        """SHA-256 over all that decides which text a conversation becomes, with the times it tells."""
+        times = [self.now.strftime(format) for format in self.date_formats]
+        return self._fingerprint_with(times)
+
+    @functools.cached_property
+    def timeless_fingerprint(self) -> str:
+        """As `fingerprint`, but the same at any time."""
+        return self._fingerprint_with(None)
+
+    def at(self, now: datetime) -> "Template":
+        """The same template at another time."""
+        return dataclasses.replace(self, now=now)
+
+    def _probe(self, *messages: Message, add_generation_prompt: bool = False) -> tuple[Twin, Rendered]:
+        listed, _ = self.variables(messages)
+        text = self.render(listed, None, add_generation_prompt=add_generation_prompt)
+        twin = self.tokenizer.twin_for([text])
+        return twin, twin.neutralise(text)
+
+    def _fingerprint_with(self, times: list[str] | None) -> str:
+        parts = [self.jinja_text, dict(self.arguments), self.system, self.tokenizer.special_tokens]
+        parts += [times, sorted(self.allowed_tokens)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _concatenated(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> Traced:
-        roles = [message["role"] for message in messages]
-        if roles != (["user"] if add_generation_prompt else ["user", "assistant"]):
-            raise jinja2.TemplateError("concat takes one prompt and one response, nothing else")
-        end = () if add_generation_prompt else (str(self.tokenizer.eos_token),)
-        return joined((*self.tokenizer.leading_tokens, *(message["content"] for message in messages), *end))
+
+def _names_beyond(largest_id: int, tokenizer: Tokenizer) -> tuple[str, ...]:
+    beyond = [
+        (token_id, name) for name, token_id in tokenizer.control_tokens.items() if token_id > largest_id
+    ]
+    return tuple(name for _, name in sorted(beyond))
 
 
-def _check_concat(tokenizer: Tokenizer, arguments: Mapping[str, Any], system: str | None) -> None:
+def _automatic(tokenizer: Tokenizer, is_prompt_response: bool) -> str:
+    if tokenizer.chat_template is not None:
+        return "own"
+    if tokenizer.named_templates:
+        names = ", ".join(f"own:{name}" for name in sorted(tokenizer.named_templates))
+        fact = "the tokenizer has several templates of its own, and none of them is the default"
+        raise ConfigError(problem(PLACE, fact, f"write one of {names}"))
+    return "concat" if is_prompt_response else "chatml"
+
+
+def _own_template(name: str, tokenizer: Tokenizer) -> str:
+    _, _, chosen = name.partition(":")
+    text = tokenizer.named_templates.get(chosen) if chosen else tokenizer.chat_template
+    if text is None:
+        names = ", ".join(f"own:{name}" for name in sorted(tokenizer.named_templates))
+        fact = f"the tokenizer has no template {chosen!r} of its own" if chosen else "the tokenizer has none"
+        raise ConfigError(problem(PLACE, fact, f"write {names or 'auto'}"))
+    return text
+
+
+def _check_arguments(template: Template) -> None:
+    """Refuses arguments that the template takes from elsewhere, or never reads."""
     problems: list[str] = []
-    if tokenizer.eos_token is None:
-        fact = "concat ends a response with the tokenizer's eos_token, and it has none"
-        problems.append(problem(PLACE, fact, "name one in tokenizer_config.json, or use another template"))
-    remedy = "remove it, or use another template"
-    if arguments:
-        problems.append(problem("data.template_args", "concat has no use for it", remedy))
-    if system is not None:
-        problems.append(problem("data.system", "concat has no place for it", remedy))
+    place = "data.template_args"
+    reads = variables_read(template.jinja_text)
+    if taken := [name for name in _OWN_VARIABLES if name in template.arguments]:
+        remedy = "remove it; it comes from the records"
+        problems.append(problem(place, f"{', '.join(taken)} cannot be set here", remedy))
+    if unread := [name for name in template.arguments if name not in (*reads, *_OWN_VARIABLES)]:
+        could_be = sorted(reads.difference(_OWN_VARIABLES, template.tokenizer.special_tokens))
+        remedy = f"remove it, or write one of {', '.join(could_be)}" if could_be else "remove it"
+        problems.append(problem(place, f"{template.name} does not read {', '.join(unread)}", remedy))
     if problems:
         raise ConfigError(problems)
-
-
-def _check_chatml(tokenizer: Tokenizer) -> None:
-    missing = [token for token in ("<|im_start|>", "<|im_end|>") if token not in tokenizer.control_tokens]
-    if missing:
-        fact = f"chatml needs {' and '.join(missing)}, which the tokenizer does not have as tokens"
-        raise ConfigError(problem(PLACE, fact, "use a .jinja file written for this tokenizer, or concat"))
 
 
 def _check_allowed(template: Template) -> None:
@@ -203,22 +271,25 @@ def _read_template(name: str) -> str:
         return Path(name).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        remedy = "write auto, chatml, concat or the path of a .jinja file"
+        remedy = f"write {', '.join(TEMPLATE_NAMES)} or the path of a .jinja file"
         raise ConfigError(problem(PLACE, f"{name} cannot be read ({reason})", remedy)) from error
 
 
 def _checked(template: Template) -> Template:
     """Refuses what could not be trained: unreadable Jinja, reserved arguments, turns that end in no token."""
-    taken = [name for name in _OWN_VARIABLES if name in template.arguments]
-    if taken:
-        fact = f"{', '.join(taken)} cannot be set here"
-        raise ConfigError(problem("data.template_args", fact, "remove it; it comes from the records"))
     _check_allowed(template)
     try:
+        _check_arguments(template)
+        _ = template.date_formats
         stop_token_ids = template.stop_token_ids
     except jinja2.TemplateSyntaxError as error:
         fact = f"{template.name}, line {error.lineno}: {error.message}"
         raise ConfigError(problem(PLACE, fact, "correct the template")) from error
+    except UntellableDateError as error:
+        fact = f"{template.name}: {error}"
+        raise ConfigError(
+            problem(PLACE, fact, "write the format itself, as in strftime_now('%Y')")
+        ) from error
     except RENDERING_ERRORS as error:
         fact = f"{template.name} does not render a question and its answer: {error}"
         raise ConfigError(problem(PLACE, fact, "correct the template")) from error

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import tokenizers
 from finetooth.base.errors import ConfigError, DataError, problem
 from finetooth.data.tokenizer_files import (
     SPECIAL_TOKEN_NAMES,
+    TOKEN_FLAGS,
     TokenizerFiles,
     read_tokenizer_files,
     vocabulary_of,
@@ -48,6 +50,7 @@ class Tokenizer:
     folder:         where its files are; None for one taken over from transformers
     definition:     its tokenizer.json, without truncation and padding
     chat_template:  its own template, or None
+    named_templates: further templates of its own, by name: {"tool_use": …}
     special_tokens: by name, as a template sees them: {"eos_token": "<|im_end|>"}
     control_tokens: ids by text of its added tokens, without those that are whitespace only
     vocab_size:     how many tokens it has, added ones included
@@ -63,6 +66,7 @@ class Tokenizer:
         self.folder = files.folder
         self.definition = msgspec.json.encode(definition)
         self.chat_template = files.chat_template
+        self.named_templates = dict(files.named_templates)
         self.special_tokens = dict(files.special_tokens)
         self.control_tokens = {text: token_id for text, token_id in added.items() if text.strip()}
         self.vocab_size = len(token_ids)
@@ -88,13 +92,37 @@ class Tokenizer:
             fact = f"a {type(tokenizer).__name__} has no backend of the tokenizers library"
             raise ConfigError(problem("tokenizer", fact, "pass a fast tokenizer, or the folder of one"))
         template: str | dict[str, str] | None = tokenizer.chat_template
+        templates = template if isinstance(template, dict) else {"default": template}
         named = {name: getattr(tokenizer, name) for name in SPECIAL_TOKEN_NAMES}
         files = TokenizerFiles(
             definition=json.loads(backend.to_str()),
             special_tokens={name: str(text) for name, text in named.items() if text is not None},
-            chat_template=template.get("default") if isinstance(template, dict) else template,
+            chat_template=templates.get("default"),
+            named_templates={name: text for name, text in templates.items() if text and name != "default"},
         )
         return cls(files, place="tokenizer")
+
+    def with_tokens(self, names: Sequence[str]) -> "Tokenizer":
+        """This tokenizer with further control tokens, whose ids follow its largest one in the order given.
+
+        A name that is in its vocabulary as plain text keeps the id it has there.
+        """
+        definition = msgspec.json.decode(self.definition)
+        vocabulary = vocabulary_of(definition["model"])
+        free_ids = itertools.count(self.largest_id + 1)
+        definition["added_tokens"] += [
+            {**TOKEN_FLAGS, "id": vocabulary[name] if name in vocabulary else next(free_ids), "content": name}
+            for name in names
+        ]
+        files = TokenizerFiles(
+            definition=definition,
+            special_tokens=self.special_tokens,
+            chat_template=self.chat_template,
+            named_templates=self.named_templates,
+            folder=self.folder,
+            keeper=self._keeper,
+        )
+        return Tokenizer(files, place=self._place)
 
     @functools.cached_property
     def backend(self) -> tokenizers.Tokenizer:
@@ -115,6 +143,18 @@ class Tokenizer:
         num_leading = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
         texts = {token_id: text for text, token_id in self.control_tokens.items()}
         return tuple(texts[token_id] for token_id in whole[:num_leading])
+
+    @functools.cached_property
+    def leading_text(self) -> str:
+        """What has to stand before a text so that, encoded as it is, it begins as the tokenizer begins one.
+
+        Its leading tokens; and a space where a first word has another token behind them than it has alone.
+        """
+        leading = "".join(self.leading_tokens)
+        wanted = self.backend.encode("a").ids
+        is_same = self.backend.encode(f"{leading}a", add_special_tokens=False).ids == wanted
+        with_space = self.backend.encode(f"{leading} a", add_special_tokens=False).ids
+        return leading if is_same or with_space != wanted else f"{leading} "
 
     def twin_for(self, texts: Sequence[str]) -> Twin:
         """An encoder that takes no character of these texts for its own.

@@ -3,6 +3,7 @@
 Read are tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -15,13 +16,18 @@ from typing import Any, cast
 import msgspec
 
 from finetooth.base.errors import ConfigError, problem
+from finetooth.base.files import sha256_of
 from finetooth.base.hub import local_folder
 
 SPECIAL_TOKEN_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
+TOKEN_FLAGS = {**dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False), "special": True}
+"""What a control token is where a file says nothing else."""
+
 _PATTERNS = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", "*.model", "config.json"),
+    "additional_chat_templates/*.jinja",
 )
 _CONVERT = """
 import sys
@@ -38,6 +44,7 @@ class TokenizerFiles:
     definition:     tokenizer.json, parsed, with those tokens among `added_tokens` that only other files name
     special_tokens: by name: {"eos_token": "</s>"}
     chat_template:  Jinja text, or None
+    named_templates: further ones, by name
     folder:         where the files are; None where there are none
     keeper:         removes a temporary folder once nobody holds this
     """
@@ -45,6 +52,7 @@ class TokenizerFiles:
     definition: dict[str, Any]
     special_tokens: Mapping[str, str]
     chat_template: str | None = None
+    named_templates: Mapping[str, str] = field(default_factory=dict[str, str])
     folder: Path | None = None
     keeper: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False)
 
@@ -66,7 +74,21 @@ def read_tokenizer_files(name_or_folder: str, place: str) -> TokenizerFiles:
         fact = f"{folder / 'tokenizer.json'} holds no tokenizer"
         raise ConfigError(problem(place, fact, "repair or replace the file"))
     _add_missing_tokens(definition, settings.get("added_tokens_decoder", {}), special_tokens, place)
-    return TokenizerFiles(definition, special_tokens, _chat_template(folder, settings), folder, keeper)
+    templates = _chat_templates(folder, settings)
+    default = templates.pop("default", None)
+    return TokenizerFiles(definition, special_tokens, default, templates, folder, keeper)
+
+
+def hash_tokenizer_files(name_or_folder: str, place: str) -> str:
+    """SHA-256 over the files that define a tokenizer, without parsing them. Raises ConfigError for none."""
+    folder = local_folder(name_or_folder, place=place, required=("tokenizer*",), patterns=_PATTERNS)
+    files = sorted({file for pattern in _PATTERNS for file in folder.glob(pattern) if file.is_file()})
+    if (folder / "tokenizer.json").is_file():  # config.json is read for the conversion alone
+        files = [file for file in files if file.name != "config.json"]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(folder)}\n{sha256_of(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def vocabulary_of(model: Mapping[str, Any]) -> dict[str, int]:
@@ -100,13 +122,12 @@ def _add_missing_tokens(
     """Adds what transformers adds: `added_tokens_decoder`, and special tokens that are plain tokens."""
     added: dict[str, dict[str, Any]] = {token["content"]: token for token in definition["added_tokens"]}
     vocabulary = vocabulary_of(definition["model"])
-    flags = {**dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False), "special": True}
     for token_id, token in decoder.items():
-        added.setdefault(token["content"], {**flags, **token, "id": int(token_id)})
+        added.setdefault(token["content"], {**TOKEN_FLAGS, **token, "id": int(token_id)})
     problems: list[str] = []
     for name, text in special_tokens.items():
         if text in vocabulary:
-            added.setdefault(text, {**flags, "id": vocabulary[text], "content": text})
+            added.setdefault(text, {**TOKEN_FLAGS, "id": vocabulary[text], "content": text})
         elif text not in added:
             fact = f"its {name} {text!r} is not among its tokens"
             problems.append(
@@ -117,15 +138,19 @@ def _add_missing_tokens(
     definition["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
 
 
-def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in cast(list[dict[str, str]], template)}
-        return named.get("default")
-    return template
+def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The tokenizer's own templates by name; files win over what stands in the settings."""
+    stated = settings.get("chat_template")
+    if isinstance(stated, list):
+        entries = cast(list[dict[str, str]], stated)
+        templates = {entry["name"]: entry["template"] for entry in entries}
+    else:
+        templates = {"default": stated} if stated is not None else {}
+    for path in sorted(folder.glob("additional_chat_templates/*.jinja")):
+        templates[path.stem] = path.read_text(encoding="utf-8")
+    if (folder / "chat_template.jinja").is_file():
+        templates["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    return templates
 
 
 def _text_of(token: str | dict[str, Any]) -> str:
