@@ -69,4 +69,6 @@ def _token_line(piece: Piece) -> Text:
 
 
 def _style(loss_weight: float) -> str:
-    return {0: CONTEXT_STYLE, 1: TARGET_STYLE}.get(loss_weight, WEIGHTED_STYLE)
+    if loss_weight == 0:
+        return CONTEXT_STYLE
+    return TARGET_STYLE if loss_weight == 1 else WEIGHTED_STYLE

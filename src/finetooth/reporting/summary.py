@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from finetooth.config.schema import SFTConfig
+from finetooth.data.ledger import Counts
 from finetooth.data.preparation import PreparedData
 from finetooth.data.store import DocumentStore
 
@@ -17,15 +18,17 @@ def summary_table(prepared: PreparedData) -> Table:
     """The counts of each split, one below the other."""
     table = Table(box=None, pad_edge=False)
     table.add_column("")
-    stores = _stores(prepared)
-    counts = [prepared.counts[split] for split in stores]
-    for split in stores:
+    splits = summary_counts(prepared)
+    for split in splits:
         table.add_column(split, justify="right")
-    for name in ("records", "kept", "dropped", "refused", "documents", "tokens", "targets"):
-        table.add_row(name, *(f"{getattr(count, name):,}" for count in counts))
-    table.add_row("targets, share", *(f"{count.targets / count.tokens:.1%}" for count in counts))
-    table.add_row("longest document", *(f"{int(store.lengths.max()):,}" for store in stores.values()))
+    for name in splits["train"]:
+        table.add_row(name, *(counts[name] for counts in splits.values()))
     return table
+
+
+def summary_counts(prepared: PreparedData) -> dict[str, dict[str, str]]:
+    """By split, name and value of each count, in words for people."""
+    return {split: _counts(prepared.counts[split], store) for split, store in _stores(prepared).items()}
 
 
 def summary_remarks(prepared: PreparedData, config: SFTConfig) -> list[str]:
@@ -69,3 +72,12 @@ def summary_data(prepared: PreparedData) -> dict[str, Any]:
 
 def _stores(prepared: PreparedData) -> dict[str, DocumentStore]:
     return {"train": prepared.train} | ({"dev": prepared.dev} if prepared.dev else {})
+
+
+def _counts(count: Counts, store: DocumentStore) -> dict[str, str]:
+    names = ("records", "kept", "dropped", "refused", "documents", "tokens", "targets")
+    return {
+        **{name: f"{getattr(count, name):,}" for name in names},
+        "targets, share": f"{count.targets / count.tokens:.1%}",
+        "longest document": f"{int(store.lengths.max()):,}",
+    }
