@@ -12,6 +12,7 @@ from finetooth.batching.collate import collate
 from finetooth.batching.packing import Layout, forward_passes, lay_out
 from finetooth.batching.schedule import Step
 from finetooth.data.records import IGNORED_LABEL, Document, DocumentSource, Origin
+from finetooth.training.parallel import alone
 from finetooth.training.step import StepResult, train_step
 from finetooth.training.trainer import ROW_LENGTHS_ON_CUDA
 
@@ -60,7 +61,7 @@ def _own_arm(config: Qwen3Config, documents: DocumentSource, layout: Layout, dev
         (rows,) = lay_out(step.documents, documents.lengths[step.documents], layout=layout)
         groups = forward_passes(rows, layout.rows_at_once)
         return train_step(
-            policy,
+            alone(policy),
             [collate(group, documents, row_multiple=row_multiple) for group in groups],
             total_loss_weight=step.total_loss_weight,
             learning_rate=LEARNING_RATE,

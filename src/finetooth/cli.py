@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finetooth import __version__
-from finetooth.base.errors import ConfigError, DeviceMemoryError, FinetoothError, Stopped, problem
+from finetooth.base.errors import (
+    ConfigError,
+    DeviceMemoryError,
+    FinetoothError,
+    Stopped,
+    ToldElsewhere,
+    problem,
+)
 from finetooth.base.terminal import make_visible
 
 if TYPE_CHECKING:
@@ -143,10 +150,21 @@ def train(
     overfit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Train on the first N documents only.")
     ] = None,
+    nproc: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Share the work among N processes of this machine.")
+    ] = 1,
     as_json: AsJson = False,
     offline: Offline = False,
 ) -> None:
     """Train the policy."""
+    if nproc > 1:
+        from finetooth.training.launcher import launch
+
+        try:
+            _load(run_file, overrides)  # a mistake in the settings is told once, not by each process
+        except FinetoothError as error:
+            _fail(error, as_json=as_json)
+        raise typer.Exit(launch(_without_nproc(sys.argv[1:]), num_processes=nproc))
 
     def verb(console: "Console") -> dict[str, Any]:
         config = _load(run_file, overrides)
@@ -227,6 +245,18 @@ def chat(
     _run(verb, as_json=False)
 
 
+def _without_nproc(arguments: list[str]) -> list[str]:
+    """The command that each process runs.
+
+    >>> _without_nproc(["train", "--nproc", "2", "run.yaml", "--nproc=2"])
+    ['train', 'run.yaml']
+    """
+    places = {place for place, argument in enumerate(arguments) if argument == "--nproc"}
+    dropped = places | {place + 1 for place in places}
+    kept = [argument for place, argument in enumerate(arguments) if place not in dropped]
+    return [argument for argument in kept if not argument.startswith("--nproc=")]
+
+
 def _load(run_file: Path, overrides: list[str] | None) -> "SFTConfig":
     from finetooth.config.load import load_config
 
@@ -268,7 +298,7 @@ def _run(verb: Callable[["Console"], dict[str, Any] | None], *, as_json: bool) -
         remedy = "lower training.row_tokens or training.rows_at_once"
         _fail(DeviceMemoryError(problem("memory", first_line, remedy)), as_json=as_json)
     else:
-        if line is not None:
+        if line is not None and _rank() == 0:
             print(line)
 
 
@@ -287,10 +317,19 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or is_torch_class or any(text in str(error) for text in sentences)
 
 
+def _rank() -> int:
+    """This process among those of a run that share its work; rank 0 talks to people."""
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() else 0
+
+
 def _fail(error: FinetoothError, *, as_json: bool) -> None:
-    text = str(FinetoothError([make_visible(line) for line in error.problems]))
+    if isinstance(error, ToldElsewhere):
+        raise typer.Exit(error.exit_code)
+    place = f"rank {_rank()}, " if _rank() else ""
+    text = str(FinetoothError([place + make_visible(line) for line in error.problems]))
     is_coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     print(f"\x1b[31m{text}\x1b[0m" if is_coloured else text, file=sys.stderr)
-    if as_json:
+    if as_json and _rank() == 0:
         print(json.dumps({"error": error.problems, "exit_code": error.exit_code}))
     raise typer.Exit(error.exit_code)

@@ -1,5 +1,6 @@
 """The verb `train`: records and a base model in, a policy in `final/` out."""
 
+import contextlib
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any, Literal
 from rich.console import Console
 
 from finetooth.base.devices import DeviceManager
-from finetooth.base.errors import FinetoothError, Stopped, problem
+from finetooth.base.distributed import Ranks, joined, ranks_of_environment
+from finetooth.base.errors import FinetoothError, Stopped, ToldElsewhere, problem
 from finetooth.config.schema import ModelConfig, SFTConfig
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.data.records import DocumentSource
@@ -38,48 +40,72 @@ def train(
              learning rate, without dev records. The loss must collapse; whether it did is said.
     Raises Stopped after a signal, once everything is saved.
     """
-    console = console or Console(quiet=True)
+    ranks = ranks_of_environment()
+    console = console if console and ranks.is_first else Console(quiet=True)
     if overfit is not None:
         config = _overfitting(config, overfit)
-    with claimed_run_directory(Path(config.output_dir), resume=resume):
-        summary = _train(config, resume, overfit, console)
+    training, output = config.training, Path(config.output_dir)
+    devices = DeviceManager(training.device, training.precision, local_rank=ranks.local_rank)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(joined(ranks, devices.device, timeout_seconds=config.parallel.timeout))
+        with ranks.agreeing("opening output_dir"):
+            if ranks.is_first:
+                stack.enter_context(claimed_run_directory(output, resume=resume))
+        summary = _train(config, resume, overfit, devices, ranks, console)
     if overfit is not None:
         _judge_overfit(console, summary)
     return summary
 
 
-def _train(config: SFTConfig, resume: Resume, overfit: int | None, console: Console) -> dict[str, Any]:
+def _train(
+    config: SFTConfig,
+    resume: Resume,
+    overfit: int | None,
+    devices: DeviceManager,
+    ranks: Ranks,
+    console: Console,
+) -> dict[str, Any]:
     started = time.perf_counter()
     output = Path(config.output_dir)
-    devices = DeviceManager(config.training.device, config.training.precision)
-    prepared = prepare_data(config, console=console)
+    with ranks.agreeing("preparing data"):
+        prepared = prepare_data(config, console=console)
     train_documents, dev_documents = _documents(prepared, overfit)
-    checkpoint = _checkpoint(config, resume, console)
-    trainer = SFTTrainer(
-        config,
-        policy=load_policy(_base(config, checkpoint), devices=devices, seed=config.training.seed),
-        template=prepared.template,
-        train=train_documents,
-        dev=dev_documents,
-        devices=devices,
-        console=console,
-    )
-    if checkpoint is not None:
-        trainer.take_up(checkpoint)
+    with ranks.agreeing("loading the model"):
+        checkpoint = _checkpoint(config, resume, console)
+        policy = load_policy(_base(config, checkpoint), devices=devices, seed=config.training.seed)
+    with ranks.agreeing("setting up"):
+        trainer = SFTTrainer(
+            config,
+            policy=policy,
+            template=prepared.template,
+            train=train_documents,
+            dev=dev_documents,
+            devices=devices,
+            ranks=ranks,
+            console=console,
+        )
+        if checkpoint is not None:
+            trainer.take_up(checkpoint)
     ledger = prepared.folder / "ledger.jsonl"
-    describe_run(output, config=config, devices=devices, schedule=trainer.schedule.describe(), ledger=ledger)
+    if ranks.is_first:
+        schedule = trainer.schedule.describe()
+        describe_run(output, config=config, devices=devices, schedule=schedule, ledger=ledger)
     _announce(console, trainer, checkpoint)
     summary: dict[str, Any] = {"state": "failed", "output_dir": str(output)}
     try:
         result = trainer.train()
-        if result.stopped is None:
-            save_final(output / "final", policy=trainer.policy, template=prepared.template, config=config)
+        with ranks.agreeing("saving final"):
+            if result.stopped is None and ranks.is_first:
+                save_final(output / "final", policy=trainer.policy, template=prepared.template, config=config)
         summary |= _figures(trainer, result, state="finished" if result.stopped is None else "stopped")
     finally:
         summary["seconds"] = round(time.perf_counter() - started, 2)
-        write_json(output / "summary.json", summary)
+        if ranks.is_first:
+            write_json(output / "summary.json", summary)
     if result.stopped is not None:
         fact = f"stopped after step {result.last_step} of {trainer.schedule.num_steps}, saved"
+        if not ranks.is_first:
+            raise ToldElsewhere(exit_code=result.stopped)
         raise Stopped(problem(output, fact, "continue with --resume"), exit_code=result.stopped)
     console.print(f"policy: {output / 'final'}", markup=False, highlight=False, soft_wrap=True)
     return summary

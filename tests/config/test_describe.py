@@ -67,6 +67,9 @@ training:
   precision: auto  # default
   device: auto  # default
   seed: 42  # default
+parallel:
+  shard: null  # default
+  timeout: 600  # default
 evaluation:
   every: 200  # default
   train_documents: 256  # default

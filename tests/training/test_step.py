@@ -10,6 +10,7 @@ from finetooth.batching.collate import Batch, collate
 from finetooth.batching.packing import Layout, forward_passes, lay_out
 from finetooth.model.policy import PolicyModel
 from finetooth.training.optimizer import create_optimizer
+from finetooth.training.parallel import alone
 from finetooth.training.step import _accumulate, train_step
 
 
@@ -24,7 +25,7 @@ def accumulate(policy: PolicyModel, documents: Documents, layout: Layout) -> flo
     optimizer = create_optimizer(policy, learning_rate=1e-3)
     total = float(documents.loss_weight_totals.sum())
     batches = batches_of(documents, layout)
-    return _accumulate(policy, batches, total, optimizer, devices.gradient_scaler(), devices)
+    return _accumulate(alone(policy), batches, total, optimizer, devices.gradient_scaler(), devices)
 
 
 LAYOUTS = [
@@ -74,7 +75,7 @@ def update(
     devices = DeviceManager("cpu", precision)  # type: ignore[arg-type]
     optimizer, scaler = create_optimizer(policy, learning_rate=1e-3), devices.gradient_scaler()
     result = train_step(
-        policy,
+        alone(policy),
         batches_of(documents, LAYOUTS[4]),
         total_loss_weight=float(documents.loss_weight_totals.sum()),
         learning_rate=1e-3,

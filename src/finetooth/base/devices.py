@@ -16,7 +16,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class DeviceManager:
     """The device a policy lives on and the precision it computes in.
 
-    device:    auto (cuda → mps → cpu), cuda, cuda:1, mps, cpu.
+    device:     auto (cuda → mps → cpu), cuda, cuda:1, mps, cpu.
+    local_rank: which of this machine's GPUs cuda means, where several processes share the work.
     precision: fp32; bf16 or fp16 (both compute under autocast, with float32 parameters and optimiser
                states; fp16 with a gradient scaler); auto: bf16 on GPUs that have it, fp16 on older
                ones, fp32 elsewhere.
@@ -24,8 +25,10 @@ class DeviceManager:
     mps computes in fp32 only, and is untested.
     """
 
-    def __init__(self, device: str = "auto", precision: Precision | Literal["auto"] = "auto"):
-        self.device = _choose_device(device)
+    def __init__(
+        self, device: str = "auto", precision: Precision | Literal["auto"] = "auto", *, local_rank: int = 0
+    ):
+        self.device = _choose_device(device, local_rank)
         self.precision: Precision = _choose_precision(self.device, precision)
 
     @property
@@ -66,10 +69,12 @@ def deterministic_seed(seed: int) -> Generator[None]:
         yield
 
 
-def _choose_device(name: str) -> torch.device:
+def _choose_device(name: str, local_rank: int) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, present in available.items() if present))
+        name = next(kind for kind, present in available.items() if present)
+    if name == "cuda" and local_rank:
+        name = f"cuda:{local_rank}"
     kind = name.split(":")[0]
     if not available.get(kind, False):
         present = ", ".join(kind for kind, is_present in available.items() if is_present)

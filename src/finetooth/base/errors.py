@@ -6,6 +6,7 @@
     ├── DeviceMemoryError      4  the device's memory does not hold the work
     ├── NonFiniteError         1  a loss or gradient is not a number
     └── Stopped               75  asked to stop; saved and resumable (130 after SIGINT)
+        └── ToldElsewhere      -  another process of the run tells why, with the same exit code
 
 A message is one line per problem, `place: fact; remedy`, with all problems of one kind at once.
 """
@@ -71,3 +72,10 @@ class Stopped(FinetoothError):  # noqa: N818 - what was asked for, not a failure
     def __init__(self, problems: str | Iterable[str], *, exit_code: int = 75):
         super().__init__(problems)
         self.exit_code = exit_code
+
+
+class ToldElsewhere(Stopped):
+    """Another process of the run tells the reason; this one ends with the same exit code and says nothing."""
+
+    def __init__(self, *, exit_code: int):
+        super().__init__("told by another process", exit_code=exit_code)

@@ -183,6 +183,18 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the processes of a run (--nproc, torchrun) share the work. Never changes what is learnt."""
+
+    shard: Literal["all", "node"] | None = None
+    """Which processes share one set of parameters, gradients and optimizer states (FSDP2): all of them,
+    those of one machine (node), or none: every process holds everything (DDP)."""
+
+    timeout: Positive = 600
+    """Seconds after which a process that does not answer ends the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """What is measured during training, and how often."""
 
@@ -233,6 +245,9 @@ class SFTConfig:
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How long, in what portions and with which optimizer settings."""
+
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How the processes of a run share the work."""
 
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """What is measured during training."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from finetooth.base.devices import DeviceManager
+from finetooth.base.distributed import ALONE, Ranks
 from finetooth.base.errors import NonFiniteError, problem
 from finetooth.batching.collate import collate
 from finetooth.batching.order import epoch_order
@@ -41,6 +42,7 @@ def measure_losses(
     dev: DocumentSource | None,
     config: SFTConfig,
     devices: DeviceManager,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """train_loss on the config's fixed sample, dev_loss on all of dev, and both perplexities."""
     figures: dict[str, float] = {}
@@ -48,7 +50,9 @@ def measure_losses(
     for name, documents, limit in (("train", train, config.evaluation.train_documents), ("dev", dev, None)):
         if documents is not None:
             numbers = sample_documents(documents, limit, seed=config.training.seed)
-            measured = measure_loss(policy, documents, numbers=numbers, layout=layout, devices=devices)
+            measured = measure_loss(
+                policy, documents, numbers=numbers, layout=layout, devices=devices, ranks=ranks
+            )
             figures |= {f"{name}_loss": measured.loss, f"{name}_perplexity": measured.perplexity}
     return figures
 
@@ -66,14 +70,18 @@ def measure_loss(
     numbers: Sequence[int] | np.ndarray,
     layout: Layout,
     devices: DeviceManager,
+    ranks: Ranks = ALONE,
 ) -> MeasuredLoss:
     """The mean cross-entropy over the targets of the documents with these numbers.
 
-    layout: changes speed only. The policy is left in the mode (train or eval) it was in.
+    layout, ranks: change speed only; every rank must ask. The policy is left in the mode (train or eval)
+    it was in.
     Raises NonFiniteError where the loss is infinite or not a number.
     """
     numbers = np.asarray(numbers, dtype=np.int64)
-    (rows,) = lay_out(numbers, documents.lengths[numbers], layout=layout)
+    rows = lay_out(numbers, documents.lengths[numbers], layout=layout, world_size=ranks.world_size)[
+        ranks.rank
+    ]
     was_training = policy.training
     policy.eval()
     loss_sum = 0.0
@@ -81,6 +89,7 @@ def measure_loss(
         with devices.autocast():
             loss_sum += float(policy(collate(row_group, documents).to(devices.device)))
     policy.train(was_training)
+    (loss_sum,) = ranks.sums([loss_sum])
     if not math.isfinite(loss_sum):
         remedy = "the last updates broke the policy; train again with a lower training.learning_rate"
         raise NonFiniteError(problem("evaluation", f"the loss is {loss_sum}", remedy))

@@ -15,25 +15,34 @@ from finetooth.base.files import write_atomically
 
 
 class MetricsLog:
-    """Appends lines to metrics.jsonl; a line reaches the file before `append` returns."""
+    """Appends lines to metrics.jsonl; a line reaches the file before `append` returns.
 
-    def __init__(self, path: Path):
+    is_written: false on the ranks of a run that leave writing to another one.
+    """
+
+    def __init__(self, path: Path, *, is_written: bool = True):
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.is_written = is_written
+        if is_written:
+            path.parent.mkdir(parents=True, exist_ok=True)
 
     def append(self, line: dict[str, Any]) -> None:
         """Writes one line."""
+        if not self.is_written:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def lines(self) -> list[dict[str, Any]]:
         """Every complete line; one that was cut off while being written is left out."""
-        if not self.path.exists():
+        if not self.is_written or not self.path.exists():
             return []
         text = self.path.read_text(encoding="utf-8")
         return [json.loads(line) for line in text.split("\n")[:-1]]
 
     def forget_after(self, step: int) -> None:
         """Removes the lines of later steps, which a resumed run will do again."""
+        if not self.is_written:
+            return
         kept = [line for line in self.lines() if line["step"] <= step]
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())

@@ -10,7 +10,7 @@ from torch import nn
 from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import NonFiniteError, problem
 from finetooth.batching.collate import Batch
-from finetooth.model.policy import PolicyModel
+from finetooth.training.parallel import SharedPolicy, whole
 
 SMALLEST_LOSS_SCALE = 1.0
 
@@ -28,7 +28,7 @@ class StepResult:
 
 
 def train_step(
-    policy: PolicyModel,
+    shared: SharedPolicy,
     batches: Sequence[Batch],
     *,
     total_loss_weight: float,
@@ -39,15 +39,16 @@ def train_step(
     max_grad_norm: float | None,
     place: str = "step",
 ) -> StepResult:
-    """Accumulates the gradient of all batches and updates the parameters once.
+    """Accumulates the gradient of all batches, over all ranks, and updates the parameters once.
 
-    total_loss_weight: of the whole step, over all batches. place: names the step in messages.
+    batches: this rank's, as many as on every other rank. total_loss_weight: of the whole step, over all
+    batches of all ranks. place: names the step in messages.
     In fp16, a gradient that overflows is computed again from the same batches with a lower loss
     scale. Raises NonFiniteError, before the update, when the loss or the gradient is not finite.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     while True:
-        loss = _accumulate(policy, batches, total_loss_weight, optimizer, scaler, devices)
+        loss = _accumulate(shared, batches, total_loss_weight, optimizer, scaler, devices)
         scaler.unscale_(optimizer)
         grad_norm = _grad_norm(parameters)
         if math.isfinite(loss) and math.isfinite(grad_norm):
@@ -73,7 +74,7 @@ def train_step(
 
 
 def _accumulate(
-    policy: PolicyModel,
+    shared: SharedPolicy,
     batches: Sequence[Batch],
     total_loss_weight: float,
     optimizer: torch.optim.Optimizer,
@@ -85,14 +86,16 @@ def _accumulate(
     loss_sum = torch.zeros((), dtype=torch.float64 if devices.device.type != "mps" else torch.float32)
     loss_sum = loss_sum.to(devices.device)
     gradient_scale = scaler.get_scale() / total_loss_weight
-    for batch in batches:
-        with devices.autocast():
-            batch_sum = policy(batch.to(devices.device), gradient_scale=gradient_scale)
-        scaler.scale(batch_sum / total_loss_weight).backward()
+    for number, batch in enumerate(batches, start=1):
+        with shared.accumulating(is_last=number == len(batches)):
+            with devices.autocast():
+                batch_sum = shared.loss_sum(batch.to(devices.device), gradient_scale=gradient_scale)
+            shared.backward(scaler.scale(batch_sum / total_loss_weight))
         loss_sum += batch_sum.detach()
-    return float(loss_sum) / total_loss_weight
+    (over_all_ranks,) = shared.ranks.sums([float(loss_sum)])
+    return over_all_ranks / total_loss_weight
 
 
 def _grad_norm(parameters: Sequence[nn.Parameter]) -> float:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return float(nn.utils.get_total_norm(gradients))
+    return float(whole(nn.utils.get_total_norm(gradients)))

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from finetooth.base.devices import DeviceManager
+from finetooth.base.distributed import ALONE, Ranks
 from finetooth.base.errors import ConfigError, NonFiniteError, problem
 from finetooth.base.files import write_atomically
 from finetooth.batching.collate import collate
@@ -20,13 +21,14 @@ from finetooth.data.records import DocumentSource
 from finetooth.data.templates import Template
 from finetooth.evaluation.answers import Extractor
 from finetooth.evaluation.dev_loss import measure_losses, sample_documents
-from finetooth.evaluation.exact_match import answer_documents, share
+from finetooth.evaluation.exact_match import Answered, answer_documents, share
 from finetooth.model.load import load_policy, refuse_misfits
 from finetooth.model.policy import PolicyModel
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager, TrainingState, restore_optimizer
 from finetooth.training.guards import StopRequest, blame_documents
 from finetooth.training.metrics import MetricsLog
 from finetooth.training.optimizer import create_optimizer, lr_at, num_warmup_steps
+from finetooth.training.parallel import distribute, whole_parameters
 from finetooth.training.progress import ProgressView
 from finetooth.training.step import StepResult, train_step
 
@@ -36,7 +38,7 @@ ROW_LENGTHS_ON_CUDA = 8
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a run gives: the trained policy, every line of metrics.jsonl, and where it ended.
+    """What a run gives: the trained policy, every line of metrics.jsonl (on rank 0), and where it ended.
 
     stopped: the exit code of the signal that stopped the run early, else None.
     """
@@ -56,6 +58,7 @@ class SFTTrainer:
     dev:      documents for dev_loss and exact match.
     template: decodes and ends answers; needed for exact match only.
     devices:  default: as the config says. console: where progress is shown; default: nowhere.
+    ranks:    this process among those of the run; every one of them must do the same.
     """
 
     def __init__(
@@ -67,9 +70,11 @@ class SFTTrainer:
         dev: DocumentSource | None = None,
         template: Template | None = None,
         devices: DeviceManager | None = None,
+        ranks: Ranks = ALONE,
         console: Console | None = None,
     ):
         self.config = config
+        self.ranks = ranks
         self.console = console or Console(quiet=True)
         self.devices = devices or DeviceManager(config.training.device, config.training.precision)
         documents = train
@@ -90,9 +95,10 @@ class SFTTrainer:
             fact = f"{self.warmup_steps} steps of warm-up in a run of {self.schedule.num_steps} steps"
             raise ConfigError(problem("training.warmup_steps", fact, "write fewer, or a share such as 0.03"))
         output = Path(config.output_dir)
-        self.metrics = MetricsLog(output / "metrics.jsonl")
+        self.metrics = MetricsLog(output / "metrics.jsonl", is_written=ranks.is_first)
         self.checkpoints = CheckpointManager(output / "checkpoints", keep=config.checkpoints.keep)
         self.samples = output / "samples"
+        self.shared = distribute(self.policy, ranks, parallel=config.parallel, devices=self.devices)
         self.optimizer = create_optimizer(
             self.policy,
             learning_rate=config.training.learning_rate,
@@ -133,12 +139,14 @@ class SFTTrainer:
         self.metrics.forget_after(first - 1 if first > 1 else -1)  # step 0 is evaluated again, too
         self.policy.train()
         view = ProgressView(self.console, first_step=first, num_steps=last)
+        stopped: int | None = None
         with StopRequest().listening() as stop, view:
             if first == 1:
                 self._evaluate(0, view)
             for step in self.schedule.steps(first):
                 self._update(step, view)
-                is_end = step.number == last or stop.signal is not None
+                stopped = self._agree_on_stop(stop)
+                is_end = step.number == last or stopped is not None
                 if step.number == last or _is_due(step.number, self.config.evaluation.every):
                     self._evaluate(step.number, view)
                 is_best = self.state.best_step == step.number
@@ -147,8 +155,14 @@ class SFTTrainer:
                 if is_end:
                     break
         last_step = self.state.next_step - 1
-        stopped = stop.exit_code if stop.signal is not None and last_step < last else None
+        stopped = stopped if last_step < last else None
         return TrainResult(self.policy, self.metrics.lines(), last_step, stopped)
+
+    def _agree_on_stop(self, stop: StopRequest) -> int | None:
+        """The exit code of a signal that any rank has got, so that all end after the same step."""
+        code = 0 if stop.signal is None else stop.exit_code
+        codes = self.ranks.highest(code)
+        return codes or None
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the trajectory; layout, logging and saving do not."""
@@ -205,14 +219,16 @@ class SFTTrainer:
             )
 
     def _train_step(self, step: Step, learning_rate: float) -> StepResult:
-        rows = self.schedule.rows(step, layout=self.layout)
+        rows = self.schedule.rows(
+            step, layout=self.layout, rank=self.ranks.rank, world_size=self.ranks.world_size
+        )
         batches = (
             collate(group, self.train_documents, row_multiple=self._row_multiple)
             for group in forward_passes(rows, self.layout.rows_at_once)
         )
         try:
             return train_step(
-                self.policy,
+                self.shared,
                 list(batches),
                 total_loss_weight=step.total_loss_weight,
                 learning_rate=learning_rate,
@@ -254,6 +270,7 @@ class SFTTrainer:
             dev=self.dev_documents,
             config=self.config,
             devices=self.devices,
+            ranks=self.ranks,
         )
         if settings.exact_match is not None and self.template is not None and self.dev_documents is not None:
             line |= self._answer(step, self.dev_documents, self.template, settings.exact_match)
@@ -266,17 +283,21 @@ class SFTTrainer:
     ) -> dict[str, float]:
         settings = self.config.evaluation
         numbers = sample_documents(documents, settings.exact_match_records, seed=self.config.training.seed)
-        answered = answer_documents(
-            self.policy,
-            documents,
-            numbers=numbers.tolist(),
-            template=template,
-            extractor=extractor,
-            max_new_tokens=settings.max_new_tokens,
-            devices=self.devices,
-        )
-        lines = "".join(json.dumps(answer.as_line()) + "\n" for answer in answered)
-        write_atomically(self.samples / f"step-{step:06d}.jsonl", lines.encode())
+        with whole_parameters(self.policy):
+            mine = answer_documents(
+                self.policy,
+                documents,
+                numbers=numbers[self.ranks.rank :: self.ranks.world_size].tolist(),
+                template=template,
+                extractor=extractor,
+                max_new_tokens=settings.max_new_tokens,
+                devices=self.devices,
+            )
+        texts = self.ranks.texts(json.dumps([answer.as_line() for answer in mine]))
+        answered = [Answered(**line) for text in texts for line in json.loads(text)]
+        if self.ranks.is_first:
+            lines = "".join(json.dumps(answer.as_line()) + "\n" for answer in answered)
+            write_atomically(self.samples / f"step-{step:06d}.jsonl", lines.encode())
         return {"exact_match": share(answered, "exact_match"), "stop_rate": share(answered, "stopped")}
 
     def _note_best(self, step: int, dev_loss: float | None) -> None:
@@ -286,7 +307,9 @@ class SFTTrainer:
 
     def _save(self, step: int) -> None:
         state = replace(self.state, scaler=self.scaler.state_dict())
-        self.checkpoints.save(state, policy=self.policy, optimizer=self.optimizer)
+        with self.ranks.agreeing(f"saving step {step}"):
+            if self.ranks.is_first:
+                self.checkpoints.save(state, policy=self.policy, optimizer=self.optimizer)
 
 
 def _difference(name: str, here: Any, saved: Any, folder: Path) -> str:
