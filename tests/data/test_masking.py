@@ -27,10 +27,11 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from finetooth.data.masking import RenderReport, render_documents, render_with_report
 from finetooth.data.records import Conversation, Document, Message, Origin, Role
+from finetooth.data.refusals import Refusal
 from finetooth.data.templates import Template, encode_prompt, resolve_template
 from finetooth.data.tokenizer import Tokenizer, load_tokenizer
 from finetooth.data.tokenizer_files import TokenizerFiles
-from finetooth.data.turns import LossOn, MaskOptions, Refusal
+from finetooth.data.turns import LossOn, MaskOptions
 from finetooth.data.twin import Twin
 
 FAITHFUL = ("chatml", "trimming", "headers")  # these do not rewrite history
@@ -155,7 +156,9 @@ def test_the_check_of_injections_notices_an_encoder_that_lets_them_through(monke
     talk = conversation("a<|im_end|>b", "c")
     assert_every_turn_is_proved(template, talk, "<|im_end|>")
     careless = Twin.neutralise
-    monkeypatch.setattr(Twin, "neutralise", lambda self, text: careless(self, _all_by_template(text)))
+    monkeypatch.setattr(
+        Twin, "neutralise", lambda self, text, **given: careless(self, _all_by_template(text), **given)
+    )
     with pytest.raises((AssertionError, KeyError)):
         assert_every_turn_is_proved(template, talk, "<|im_end|>")
 

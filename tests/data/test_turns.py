@@ -7,8 +7,9 @@ from tests.chat import conversation, tiny_template, tiny_tokenizer
 
 from finetooth.data.masking import RenderReport, render_documents, render_with_report
 from finetooth.data.records import Conversation, Message, Origin
+from finetooth.data.refusals import Refusal
 from finetooth.data.templates import resolve_template
-from finetooth.data.turns import LossOn, MaskOptions, Refusal
+from finetooth.data.turns import LossOn, MaskOptions
 
 ORIGIN = Origin("t.jsonl", 1)
 

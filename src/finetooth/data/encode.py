@@ -11,6 +11,7 @@ import numpy as np
 from finetooth.base.errors import DataError, problem
 from finetooth.data.formats.reading import BadRecord, to_conversation
 from finetooth.data.masking import MaskOptions, Refusal, render_documents
+from finetooth.data.reasoning import fitted
 from finetooth.data.records import Conversation, Document, Origin, Record
 from finetooth.data.templates import encode_prompt, resolve_template
 from finetooth.data.tokenizer import Tokenizer, load_tokenizer
@@ -28,6 +29,7 @@ def encode_chat(
     template: str = "auto",
     template_args: Mapping[str, Any] | None = None,
     loss_on: LossOn = "assistant",
+    train_reasoning: bool = True,
     add_generation_prompt: bool = False,
 ) -> list[Document]:
     """The documents of a conversation: token ids, and for each token the weight of its loss.
@@ -38,6 +40,7 @@ def encode_chat(
     template:              auto, chatml, concat or the path of a .jinja file
     template_args:         further variables for the template: {"enable_thinking": False}
     loss_on:               assistant (every assistant turn), last or all
+    train_reasoning:       false leaves the reasoning of trained turns as context
     add_generation_prompt: gives the prompt alone, all context, as a model sees it before it answers
 
     More than one document comes back where a template rewrites history. Raises DataError for messages that
@@ -54,9 +57,10 @@ def encode_chat(
     if add_generation_prompt:
         # A record needs an answer; what is put here in its place is taken away again.
         conversation = _conversation([*messages, {"role": "assistant", "content": "…"}], tools)
-        token_ids = encode_prompt(resolved, conversation.messages[:-1], conversation.tools)
+        history = fitted(conversation.messages[:-1], resolved)
+        token_ids = encode_prompt(resolved, history, conversation.tools)
         return [_context(token_ids)]
-    options = MaskOptions(loss_on=loss_on)
+    options = MaskOptions(loss_on=loss_on, train_reasoning=train_reasoning)
     [documents] = render_documents([_conversation(messages, tools)], resolved, options=options)
     if isinstance(documents, Refusal):
         raise DataError(problem("messages", documents.reason, documents.remedy))
@@ -73,6 +77,7 @@ def _conversation(
     conversation = to_conversation(Record(_ORIGIN, fields), format="messages")
     if isinstance(conversation, BadRecord):
         raise DataError(problem("messages", conversation.fact, conversation.remedy))
+    assert isinstance(conversation, Conversation), "messages are a conversation"
     return conversation
 
 

@@ -9,14 +9,16 @@ control tokens are those the template wrote, and the ids before the targets are 
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from finetooth.data.records import Conversation, Document, GivenTokens, Origin, PlainText
+from finetooth.data.refusals import Refusal, RefusedError
 from finetooth.data.templates import Template
-from finetooth.data.turns import Chain, MaskOptions, Refusal, RefusedError, Turn, prove_turns
+from finetooth.data.turns import Chain, MaskOptions, Span, Turn, prove_turns
 from finetooth.data.twin import Rendered, Twin
 from finetooth.data.unrendered import given_document, text_documents
 
@@ -28,24 +30,33 @@ Result = tuple[Document, ...] | Refusal
 class RenderReport:
     """What rendering changed, added up over records.
 
-    num_trimmed:    characters of whitespace that the template cut off at the edges of trained messages
-    num_seams:      documents whose ids differ from those of their text encoded as one string, because a token
-                    would have crossed the end of the generation prompt
-    num_divided:    plain texts that were divided into windows
-    num_end_tokens: stop tokens of given tokens that were made targets
+    num_trimmed:      characters of whitespace that the template cut off at the edges of trained messages
+    num_seams:        documents whose ids differ from those of their text encoded as one string, because a
+                      token would have crossed the end of the generation prompt
+    num_other_blocks: trained turns around which the template's generation block holds more or less
+    num_divided:      plain texts that were divided into windows
+    num_end_tokens:   stop tokens of given tokens that were made targets
+    num_left_out:     messages that were left out of conversations to fit into max_length
+    control_text:     how often the name of which control token stands in documents as plain text
     """
 
     num_trimmed: int = 0
     num_seams: int = 0
+    num_other_blocks: int = 0
     num_divided: int = 0
     num_end_tokens: int = 0
+    num_left_out: int = 0
+    control_text: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def __add__(self, other: "RenderReport") -> "RenderReport":
         return RenderReport(
             self.num_trimmed + other.num_trimmed,
             self.num_seams + other.num_seams,
+            self.num_other_blocks + other.num_other_blocks,
             self.num_divided + other.num_divided,
             self.num_end_tokens + other.num_end_tokens,
+            self.num_left_out + other.num_left_out,
+            dict(Counter(self.control_text) + Counter(other.control_text)),
         )
 
 
@@ -72,7 +83,7 @@ def render_with_report(
     conversations = [item for item in items if isinstance(item, Conversation)]
     texts = [item for item in items if isinstance(item, PlainText)]
     rendered = iter(_render_conversations(conversations, template, options))
-    divided = iter(text_documents(texts, template.tokenizer, max_length=options.max_length))
+    divided = iter(text_documents(texts, template, max_length=options.max_length))
     results: list[Result] = []
     report = RenderReport()
     for item in items:
@@ -80,15 +91,23 @@ def render_with_report(
             case Conversation():
                 result, change = next(rendered)
             case PlainText():
-                result = next(divided)
-                change = (
-                    RenderReport(num_divided=1) if isinstance(result, tuple) and len(result) > 1 else None
-                )
+                result, change = _divided(next(divided))
             case GivenTokens():
                 result, change = _given(item, template, options)
         results.append(result)
         report = report if change is None else report + change
     return results, report
+
+
+def _divided(
+    outcome: tuple[tuple[Document, ...], list[str]] | Refusal,
+) -> tuple[Result, RenderReport | None]:
+    if isinstance(outcome, Refusal):
+        return outcome, None
+    documents, names = outcome
+    if len(documents) == 1 and not names:
+        return documents, None
+    return documents, RenderReport(num_divided=len(documents) > 1, control_text=Counter(names))
 
 
 def _given(
@@ -120,20 +139,28 @@ def _render_conversations(
             parts = [part for chain in chains for part in _parts(chain, twin, encoded[twin])]
             is_all = options.loss_on == "all"
             stops = twin.characters_of(template.stop_token_ids) if is_all else frozenset[str]()
-            yield tuple(_document(part, twin, conversation.origin, stops) for part in parts), _report(parts)
+            yield (
+                tuple(_document(part, twin, conversation.origin, stops) for part in parts),
+                _report(parts, twin),
+            )
         except RefusedError as error:
             yield error.refusal, None
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One document to be: its text and ids, its turns, and where in the ids the targets of each begin."""
+    """One document to be: its text and ids, its turns, and where in the ids the targets of each begin.
+
+    weights: as in Chain
+    seam:    where in the text two encodings meet; None where it was encoded as one string
+    """
 
     text: Rendered
     token_ids: np.ndarray
     turns: tuple[Turn, ...]
     starts: tuple[int, ...]
-    is_encoded_apart: bool
+    weights: tuple[tuple[Span, float], ...]
+    seam: int | None
 
 
 def _proved(
@@ -160,7 +187,8 @@ def _encode(proofs: Iterable[tuple[Twin, list[Chain]]]) -> dict[Twin, dict[str, 
 
 def _last_stretch(prompt: Rendered) -> str:
     """A generation prompt from its last control token on; no token of a text crosses a control token."""
-    return prompt.text[prompt.controls[-1] :] if prompt.controls else prompt.text
+    places = prompt.control_places
+    return prompt.text[places[-1] :] if places else prompt.text
 
 
 def _parts(chain: Chain, twin: Twin, encoded: Mapping[str, np.ndarray]) -> Iterator[_Part]:
@@ -183,20 +211,21 @@ def _parts(chain: Chain, twin: Twin, encoded: Mapping[str, np.ndarray]) -> Itera
             starts.append(start)
             continue
         text = chain.text if turn is chain.turns[-1] else turn.text
+        seam = len(turn.prompt.text)
         prompt_ids = twin.encode_batch([turn.prompt.text])[0]
-        rest_ids = twin.encode_after_mark(text.text[len(turn.prompt.text) :])
-        starts.append(len(prompt_ids))
-        yield _Part(text, np.concatenate([prompt_ids, rest_ids]), tuple(turns), tuple(starts), True)
+        apart = np.concatenate([prompt_ids, twin.encode_after_mark(text.text[seam:])])
+        yield _Part(text, apart, tuple(turns), (*starts, len(prompt_ids)), chain.weights, seam)
         turns, starts = [], []
     if turns:
-        yield _Part(chain.text, token_ids, tuple(turns), tuple(starts), False)
+        yield _Part(chain.text, token_ids, tuple(turns), tuple(starts), chain.weights, None)
 
 
 def _prompt_end(
     prompt: Rendered, stretch_ids: np.ndarray, token_ids: np.ndarray, controls: np.ndarray
 ) -> int | None:
     """How many of token_ids are the prompt's, or None where the ids of its last stretch are others."""
-    begin = int(controls[len(prompt.controls) - 1]) if prompt.controls else 0
+    places = prompt.control_places
+    begin = int(controls[len(places) - 1]) if places else 0
     end = begin + len(stretch_ids)
     return end if np.array_equal(token_ids[begin:end], stretch_ids) else None
 
@@ -204,27 +233,56 @@ def _prompt_end(
 def _document(part: _Part, twin: Twin, origin: Origin, stops: frozenset[str]) -> Document:
     """stops: the characters whose last one ends the targets when every token is trained; else none."""
     controls = _find_controls(part.text, part.token_ids, twin)
-    places = part.text.controls
+    places = part.text.control_places
     loss_weights = np.zeros(len(part.token_ids), np.float32)
     for turn, start in zip(part.turns, part.starts, strict=True):
         if start == 0:
             raise RefusedError("an empty prompt: nothing predicts the first token", "write a prompt")
-        loss_weights[start : controls[bisect_left(places, turn.end) - 1] + 1] = 1
+        loss_weights[start : controls[bisect_left(places, turn.end) - 1] + 1] = turn.loss_weight
     if stops:
-        last_stop = max(index for index, place in enumerate(places) if part.text.text[place] in stops)
-        loss_weights[1 : controls[last_stop] + 1] = 1
+        last_stop = max(place for place in part.text.controls if part.text.text[place] in stops)
+        loss_weights[1 : controls[bisect_left(places, last_stop)] + 1] = 1
+    exceptions = [*part.weights, *((span, 0.0) for turn in part.turns for span in turn.context)]
+    if exceptions:
+        _weigh(loss_weights, exceptions, part, twin)
+    if not loss_weights.any():
+        raise RefusedError("no target: nothing to train", "raise a loss_weight, or drop the record")
     return Document(part.token_ids, loss_weights, part.starts[-1], origin)
 
 
+def _weigh(
+    loss_weights: np.ndarray, exceptions: Sequence[tuple[Span, float]], part: _Part, twin: Twin
+) -> None:
+    """Gives other loss weights to the targets of some spans.
+
+    A token belongs to the span of its last character: one that holds the end of the reasoning and the first
+    characters of the answer is trained.
+    """
+    last_characters = twin.last_characters(part.text.text, seam=part.seam or 0)
+    assert len(last_characters) == len(loss_weights), "offsets are those of the same tokens"
+    for (begin, end), weight in exceptions:
+        is_within = (last_characters >= begin) & (last_characters < end)
+        loss_weights[is_within & (loss_weights > 0)] = weight
+
+
 def _find_controls(text: Rendered, token_ids: np.ndarray, twin: Twin) -> np.ndarray:
-    """Where the control tokens stand in the ids; refuses if they are not those the template wrote."""
+    """Where the control tokens stand in the ids; refuses if they are not those of the text."""
     controls = twin.find_controls(token_ids)
-    if token_ids[controls].tolist() != twin.ids_of([text.text[place] for place in text.controls]):
+    if token_ids[controls].tolist() != twin.ids_of([text.text[place] for place in text.control_places]):
         reason = "its ids hold other control tokens than the template wrote"
         raise RefusedError(reason, "drop the record; this tokenizer cannot tell it apart")
     return controls
 
 
-def _report(parts: Sequence[_Part]) -> RenderReport:
-    num_trimmed = sum(turn.num_trimmed for part in parts for turn in part.turns)
-    return RenderReport(num_trimmed, sum(part.is_encoded_apart for part in parts))
+def _report(parts: Sequence[_Part], twin: Twin) -> RenderReport | None:
+    turns = [turn for part in parts for turn in part.turns]
+    names = [name for part in parts for name in twin.names_in(part.text.text)]
+    num_seams = sum(part.seam is not None for part in parts)
+    if not (names or num_seams or any(turn.num_trimmed or turn.has_other_block for turn in turns)):
+        return None
+    return RenderReport(
+        num_trimmed=sum(turn.num_trimmed for turn in turns),
+        num_seams=num_seams,
+        num_other_blocks=sum(turn.has_other_block for turn in turns),
+        control_text=Counter(names),
+    )

@@ -5,20 +5,26 @@ the first end-of-turn token behind the message stands the message, whole, apart 
 no other message's text stands there. And no message before it is missing.
 """
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from finetooth.config.schema import DataConfig
+from finetooth.data.generation_blocks import check_blocks, has_blocks, left_out
 from finetooth.data.provenance import UNKNOWN, UNPLACED, Traced
+from finetooth.data.reasoning import fitted, reasoning_span
 from finetooth.data.records import Conversation, Message
+from finetooth.data.refusals import RefusedError
 from finetooth.data.template_engine import RENDERING_ERRORS
 from finetooth.data.templates import SYSTEM, TOOLS, Template
 from finetooth.data.tokenizer import UnencodableError
 from finetooth.data.twin import MessageRun, Rendered, Twin
 
 LossOn = Literal["assistant", "last", "all"]
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +33,9 @@ class MaskOptions:
 
     loss_on:         assistant (every assistant turn), last (the last one), all (every token but the first,
                      through the last end-of-turn token)
-    train_reasoning: whether the reasoning of a trained turn is trained
+    train_reasoning: whether the reasoning of a trained turn is trained; if not, that turn's characters from
+                     its begin through what the template writes around the reasoning are context (with `all`,
+                     the reasoning's own characters)
     train_end_token: whether the stop token behind targets of GivenTokens is trained where it was left out
     max_length:      tokens of the longest part into which PlainText is divided; None never divides it
     """
@@ -49,22 +57,6 @@ class MaskOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a conversation gives no documents, and what to do about it."""
-
-    reason: str
-    remedy: str
-
-
-class RefusedError(Exception):
-    """Carries a refusal out of the proof; never leaves the data package."""
-
-    def __init__(self, reason: str, remedy: str):
-        super().__init__(reason, remedy)
-        self.refusal = Refusal(reason, remedy)
-
-
-@dataclass(frozen=True, slots=True)
 class Turn:
     """One assistant turn whose place is proved.
 
@@ -72,20 +64,30 @@ class Turn:
     text:        the conversation through this turn
     end:         where the turn ends in `text`, just behind its end-of-turn token
     num_trimmed: how many characters of whitespace the template cut off at the message's edges
+    loss_weight: of the targets
+    context:     the characters of the turn that are no targets, as spans of `text`
+    has_other_block: whether the template's generation block holds more or less than the turn
     """
 
     prompt: Rendered
     text: Rendered
     end: int
     num_trimmed: int
+    loss_weight: float = 1.0
+    context: tuple[Span, ...] = ()
+    has_other_block: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Turns that stand in one text, each behind the one before; `text` begins with all of them."""
+    """Turns that stand in one text, each behind the one before; `text` begins with all of them.
+
+    weights: where all tokens are targets, the spans of `text` whose loss weight is another than 1
+    """
 
     turns: tuple[Turn, ...]
     text: Rendered
+    weights: tuple[tuple[Span, float], ...] = ()
 
 
 def prove_turns(
@@ -95,24 +97,47 @@ def prove_turns(
 
     Raises RefusedError.
     """
+    conversation = dataclasses.replace(conversation, messages=fitted(conversation.messages, template))
     messages = conversation.messages
-    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    if not answers:
-        raise RefusedError("no assistant turn: nothing to train", "add an answer, or drop the record")
-    trained = answers if options.loss_on == "assistant" else answers[-1:]
-    num_messages = len(messages) if options.loss_on == "all" else answers[-1] + 1
+    trained = _trained(messages, options.loss_on)
+    num_messages = len(messages) if options.loss_on == "all" else trained[-1] + 1
     _check_answers(messages, trained)
     traced = _render(conversation, template, trained, num_messages)
     try:
         twin = template.tokenizer.twin_for(list(traced.values()))
     except UnencodableError as error:
         raise RefusedError(error.reason, error.remedy) from error
-    rendered = {stage: twin.neutralise(text) for stage, text in traced.items()}
+    allowed = template.allowed_tokens
+    rendered = {stage: twin.neutralise(text, allowed=allowed) for stage, text in traced.items()}
     whole = rendered[num_messages, False]
     stops = twin.characters_of(template.stop_token_ids)
     turns = [_prove(rendered[i, True], rendered[i + 1, False], i, messages[i], stops) for i in trained]
     _check_nothing_left_out(whole, conversation, num_messages, template)
-    return twin, _chains(turns, whole)
+    if options.loss_on == "all":
+        [chain] = _chains(turns, whole)
+        return twin, [dataclasses.replace(chain, weights=_weights(whole, messages, options))]
+    weighed = [
+        _weighed(turn, i, conversation, template, twin, options)
+        for turn, i in zip(turns, trained, strict=True)
+    ]
+    chains = _chains(weighed, whole)
+    return twin, _within_blocks(chains, messages) if has_blocks(template) else chains
+
+
+def _trained(messages: Sequence[Message], loss_on: LossOn) -> list[int]:
+    """The numbers of the assistant turns that are proved; where all is trained, the last one."""
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    if not answers:
+        raise RefusedError("no assistant turn: nothing to train", "add an answer, or drop the record")
+    counted = (
+        messages if loss_on == "all" else [messages[i] for i in answers[-1 if loss_on == "last" else 0 :]]
+    )
+    if not any(message.loss_weight for message in counted):
+        reason = "no target: the loss_weight of all that could be trained is 0"
+        raise RefusedError(reason, "raise a loss_weight, or drop the record")
+    if loss_on == "assistant":
+        return [index for index in answers if messages[index].loss_weight]
+    return answers[-1:]
 
 
 def _check_answers(messages: Sequence[Message], trained: Sequence[int]) -> None:
@@ -173,8 +198,8 @@ def _count_trimmed(name: str, field: str, whole: str, written: Sequence[MessageR
     if not runs and whole.strip():
         raise RefusedError(f"{name}: the template leaves out its {field}", "use one that writes it")
     in_place = all(run.start != UNPLACED for run in runs)
-    in_order = all(run.start + run.length == following.start for run, following in itertools.pairwise(runs))
-    first, last = (runs[0].start, runs[-1].start + runs[-1].length) if runs else (0, 0)
+    in_order = all(run.end == following.start for run, following in itertools.pairwise(runs))
+    first, last = (runs[0].start, runs[-1].end) if runs else (0, 0)
     trimmed = whole[:first] + whole[last:]
     if not in_place or not in_order or trimmed.strip():
         remedy = "use another template"
@@ -182,6 +207,45 @@ def _count_trimmed(name: str, field: str, whole: str, written: Sequence[MessageR
             remedy = "move the text between <think> and </think> into reasoning_content"
         raise RefusedError(f"{name}: the template changes its {field}", remedy)
     return len(trimmed)
+
+
+def _weighed(
+    turn: Turn, index: int, conversation: Conversation, template: Template, twin: Twin, options: MaskOptions
+) -> Turn:
+    """The turn with its loss weight, and with its reasoning as context where that is asked for."""
+    message = conversation.messages[index]
+    context: tuple[Span, ...] = ()
+    if not options.train_reasoning:
+        begin = len(turn.prompt.text)
+        probe = functools.partial(_without_calls, index, conversation, template, twin)
+        span = reasoning_span(turn.text, begin, turn.end, index=index, message=message, without_calls=probe)
+        context = () if span is None else (span,)
+    if message.loss_weight == 1 and not context:
+        return turn
+    return dataclasses.replace(turn, loss_weight=message.loss_weight, context=context)
+
+
+def _without_calls(index: int, conversation: Conversation, template: Template, twin: Twin) -> Rendered:
+    """The conversation through a turn, whose tool_calls are replaced by other content."""
+    plain = dataclasses.replace(conversation.messages[index], content="content", tool_calls=())
+    shown = dataclasses.replace(conversation, messages=(*conversation.messages[:index], plain))
+    traced = _render(shown, template, [], index + 1)
+    return twin.neutralise(traced[index + 1, False], allowed=template.allowed_tokens)
+
+
+def _weights(
+    text: Rendered, messages: Sequence[Message], options: MaskOptions
+) -> tuple[tuple[Span, float], ...]:
+    """The loss weights, where all is trained, of the messages' own texts that have another one than 1."""
+    weights: list[tuple[Span, float]] = []
+    for begin, length, (index, field), *_ in text.messages:
+        if index < 0:
+            continue
+        is_left_out = field == "reasoning_content" and not options.train_reasoning
+        weight = 0.0 if is_left_out else messages[index].loss_weight
+        if weight != 1:
+            weights.append(((begin, begin + length), weight))
+    return tuple(weights)
 
 
 def _check_nothing_left_out(
@@ -217,6 +281,25 @@ def _chains(turns: Sequence[Turn], whole: Rendered) -> list[Chain]:
         reason = "the template writes the last answer differently when a message follows it"
         raise RefusedError(reason, "end the conversation with the answer")
     return [Chain(tuple(group), whole if group[-1] is last else group[-1].text) for group in groups]
+
+
+def _within_blocks(chains: Sequence[Chain], messages: Sequence[Message]) -> list[Chain]:
+    """The chains with only those targets that the template's generation blocks hold as well."""
+    honoured: list[Chain] = []
+    for chain in chains:
+        check_blocks(chain.text, messages)
+        turns: list[Turn] = []
+        for turn in chain.turns:
+            found = left_out(chain.text, len(turn.prompt.text), turn.end)
+            if found is not None:
+                context, has_other_block = (*turn.context, *found[0]), found[1]
+                turns.append(dataclasses.replace(turn, context=context, has_other_block=has_other_block))
+        if turns:
+            honoured.append(dataclasses.replace(chain, turns=tuple(turns)))
+    if not honoured:
+        reason = "no target: the template has no generation block around what could be trained"
+        raise RefusedError(reason, "correct the template's {% generation %} blocks, or drop the record")
+    return honoured
 
 
 def _name(index: int, message: Message) -> str:

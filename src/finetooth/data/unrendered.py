@@ -6,33 +6,40 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
+from finetooth.data.provenance import Traced
 from finetooth.data.records import Document, GivenTokens, PlainText
+from finetooth.data.refusals import Refusal, RefusedError
+from finetooth.data.templates import Template
 from finetooth.data.tokenizer import Tokenizer, UnencodableError
-from finetooth.data.turns import Refusal, RefusedError
 from finetooth.data.twin import Twin
 
 
 def text_documents(
-    texts: Sequence[PlainText], tokenizer: Tokenizer, *, max_length: int | None
-) -> list[tuple[Document, ...] | Refusal]:
-    """The documents of each text: the tokenizer's own BOS, the text, the end token.
+    texts: Sequence[PlainText], template: Template, *, max_length: int | None
+) -> list[tuple[tuple[Document, ...], list[str]] | Refusal]:
+    """The documents of each text, and the names of control tokens that stand in it as plain text.
 
-    All tokens but the first are targets. A text above max_length tokens is divided into windows of nearly
-    equal length. Each begins with the last token of the one before, as context, so that every token of the
-    text is a target once.
+    The tokenizer's own BOS, the text, the end token; all tokens but the first are targets. A text above
+    max_length tokens is divided into windows of nearly equal length. Each begins with the last token of the
+    one before, as context, so that every token of the text is a target once.
 
         tokens 5 6 7 8 9, max_length 3:   5 [6 7]   7 [8 9]      ([…] = targets)
     """
-    twins = [_twin_for(text, tokenizer) for text in texts]
+    neutral = [_neutralised(text, template) for text in texts]
     by_twin: dict[Twin, list[str]] = {}
-    for text, twin in zip(texts, twins, strict=True):
-        if isinstance(twin, Twin):
-            by_twin.setdefault(twin, []).append(text.text)
+    for entry in neutral:
+        if not isinstance(entry, Refusal):
+            by_twin.setdefault(entry[0], []).append(entry[1])
     encoded = {twin: iter(twin.encode_batch(batch)) for twin, batch in by_twin.items()}
-    return [
-        tuple(_windows(text, next(encoded[twin]), tokenizer, max_length)) if isinstance(twin, Twin) else twin
-        for text, twin in zip(texts, twins, strict=True)
-    ]
+    results: list[tuple[tuple[Document, ...], list[str]] | Refusal] = []
+    for text, entry in zip(texts, neutral, strict=True):
+        if isinstance(entry, Refusal):
+            results.append(entry)
+            continue
+        twin, neutralised = entry
+        windows = _windows(text, next(encoded[twin]), template.tokenizer, max_length)
+        results.append((tuple(windows), twin.names_in(neutralised)))
+    return results
 
 
 def given_document(
@@ -49,7 +56,7 @@ def given_document(
     left_out = _stops_left_out(token_ids, loss_weights, stop_token_ids)
     if len(left_out) and not train_end_token:
         name = tokenizer.decode([int(token_ids[left_out[0]])])
-        reason = f"{name} at token {left_out[0]} ends targets but is none: the policy would not learn to stop"
+        reason = f"{name} behind its targets (token {left_out[0]}) is no target: nothing would learn to stop"
         raise RefusedError(reason, "set data.train_end_token: true, or make it a target")
     loss_weights[left_out] = loss_weights[left_out - 1]
     is_target = loss_weights > 0
@@ -57,15 +64,17 @@ def given_document(
     return Document(token_ids.astype(np.int32), loss_weights, prompt_length, given.origin), len(left_out)
 
 
-def _twin_for(text: PlainText, tokenizer: Tokenizer) -> Twin | Refusal:
-    if tokenizer.eos_token_id is None:
+def _neutralised(text: PlainText, template: Template) -> tuple[Twin, str] | Refusal:
+    if template.tokenizer.eos_token_id is None:
         return Refusal("the tokenizer has no end token to end a text with", "name its eos_token")
     if not text.text.strip():
         return Refusal("empty text: nothing to train", "write a text, or drop the record")
     try:
-        return tokenizer.twin_for([text.text])
+        twin = template.tokenizer.twin_for([text.text])
     except UnencodableError as error:
         return Refusal(error.reason, error.remedy)
+    traced = Traced(text.text, [(len(text.text), (0, "text"), 0)])
+    return twin, twin.neutralise(traced, allowed=template.allowed_tokens).text
 
 
 def _windows(
