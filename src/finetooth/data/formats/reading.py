@@ -1,21 +1,34 @@
-"""Records understood: every known format becomes a Conversation, or the record is refused with a reason.
+"""Records understood: every known format becomes a conversation, text or tokens, or is refused with a reason.
 
 messages         {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}
-                 with `reasoning_content` and `tool_calls` in messages, and `tools` beside them
-prompt-response  {"prompt": "2+2?", "response": "4"}, {"prompt": …, "completion": …}, or two fields by name
-gsm8k            {"question": "2+2?", "answer": "2+2 = <<2+2=4>>4\n#### 4"}
+sharegpt         {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}
+alpaca           {"instruction": "Add them.", "input": "2 and 2", "output": "4"}
+dolly            {"instruction": "Add them.", "context": "2 and 2", "response": "4"}
+oasst            {"prompt": {"text": "2+2?", "role": "prompter", "replies": [{"text": "4", …}]}}
+ultrachat        {"data": ["2+2?", "4"]}
+turns            {"User": ["2+2?"], "Assistant": ["4"], "Template": ["CUSTOM"]}
+prompt-response  {"prompt": "2+2?", "response": "4"}, {"prompt": …, "completion": …}
+question-answer  {"question": "2+2?", "answer": "4"}
+gsm8k            {"question": "2+2?", "answer": "2+2 = <<2+2=4>>4\\n#### 4"}
+text             {"text": "Once upon a time …"}
+tokens           {"input_ids": [7, 3, 9], "labels": [-100, 3, 9]}
+
+A record that shows the fields of two formats is of neither until one is named; only `text` gives way to any
+other, because data sets keep a rendered copy there.
 """
 
 import itertools
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from finetooth.base.errors import DataError, problem
+from finetooth.base.errors import ConfigError, DataError, problem
 from finetooth.config.sources import Format as FormatSetting
-from finetooth.data.records import Conversation, GivenTokens, Message, Origin, PlainText, Record, Role
-from finetooth.data.sources import BadLine, kind_of
+from finetooth.data.formats import instructions, lists, messages, plain, sharegpt, tokens, trees
+from finetooth.data.formats.entry import Entry, UnfitError, is_empty, is_transcript, listed, shortened
+from finetooth.data.records import Conversation, GivenTokens, Origin, PlainText, Record
+from finetooth.data.sources import BadLine, NotARecordError, parse_json
 
 # fmt: off
 Format = Literal[
@@ -24,27 +37,26 @@ Format = Literal[
 ]
 # fmt: on
 
-_ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
+FIELD_NAMES: dict[Format, tuple[str, ...]] = {
+    "messages": messages.NAMES,
+    "sharegpt": sharegpt.NAMES,
+    "alpaca": instructions.ALPACA_NAMES,
+    "dolly": instructions.DOLLY_NAMES,
+    "oasst": trees.NAMES,
+    "ultrachat": lists.ULTRACHAT_NAMES,
+    "turns": lists.TURNS_NAMES,
+    "prompt-response": instructions.PROMPT_RESPONSE_NAMES,
+    "question-answer": instructions.QUESTION_ANSWER_NAMES,
+    "gsm8k": instructions.QUESTION_ANSWER_NAMES,
+    "text": plain.NAMES,
+    "tokens": tokens.NAMES,
 }
-_ANNOTATION = re.compile(r"<<[^<>]*>>")
-_READ_KEYS = ("role", "content", "reasoning_content", "tool_calls", "weight")
-# Keys that would change what is trained if they were passed over, and what to do about each.
-_UNREAD_KEYS = {
-    "function_call": "write it as an entry of tool_calls",
-    "reasoning": "call it reasoning_content",
-    "thinking": "call it reasoning_content",
-    "weight": "remove it: messages have no loss weights of their own",
-}
+"""The fields that each format reads; `data.fields` can say what the records call them."""
 
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """A record that is no conversation, and why."""
+    """A record that is not of its format, and why."""
 
     origin: Origin
     fact: str
@@ -56,52 +68,35 @@ def to_conversation(
 ) -> Conversation | PlainText | GivenTokens | BadRecord:
     """Reads one record; never raises for what a record holds.
 
-    `fields` names the fields that hold prompt and response: {"prompt": "instruction", "response": "output"}.
+    fields:     what the record calls the format's fields: {"prompt": "question", "response": "reply"}
+    input_join: what stands between the instruction and the input or context of alpaca and dolly
     """
+    root = Entry(record.fields, names=fields)
     try:
-        if format == "messages":
-            return _from_messages(record)
-        if format == "gsm8k":
-            return _from_gsm8k(record)
-        if format == "prompt-response":
-            return _from_prompt_response(record, fields)
-        raise _UnfitError(f"the format {format} is not read yet", "use another one")  # noqa: TRY301
-    except _UnfitError as error:
+        return _read(root, record.origin, format, input_join)
+    except UnfitError as error:
         return BadRecord(record.origin, error.fact, error.remedy)
 
 
-def detect_format(fields: Mapping[str, Any]) -> Format | None:
-    """The format that a record's fields show, or None.
+def unread_fields(record: Record, *, format: Format, fields: Mapping[str, str] | None = None) -> list[str]:
+    """Names of what a record holds and its format passes over, empty values aside, also within messages.
+
+    {"prompt": "a", "response": "b", "id": 7} gives "id"; a message's time gives "messages[].time". The record
+    must be one that `to_conversation` does not refuse.
+    """
+    family: list[Entry] = []
+    _read(Entry(record.fields, names=fields, family=family), record.origin, format, "")
+    return sorted({name for entry in family for name in entry.passed_over()})
+
+
+def detect_format(fields: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Format | None:
+    """The one format that a record's fields show, or None.
 
     >>> detect_format({"prompt": "2+2?", "response": "4"})
     'prompt-response'
     """
-    if "messages" in fields:
-        return "messages"
-    answer = fields.get("answer")
-    if "question" in fields and isinstance(answer, str) and "####" in answer:
-        return "gsm8k"
-    if "prompt" in fields and ("response" in fields or "completion" in fields):
-        return "prompt-response"
-    return None
-
-
-def unread_fields(
-    record: Record, *, format: Format, fields: Mapping[str, str] | None = None
-) -> Iterator[str]:
-    """Names of what a record holds and its format passes over, empty values aside, also within messages.
-
-    {"prompt": "a", "response": "b", "id": 7} gives "id"; a message's tool_call_id gives
-    "messages[].tool_call_id". The record must be a conversation in this format.
-    """
-    read = {"messages": ("messages", "tools"), "gsm8k": ("question", "answer")}.get(format)
-    names = read or (fields.values() if fields else ("prompt", "response", "completion"))
-    yield from (name for name, value in record.fields.items() if name not in names and not _is_empty(value))
-    if format == "messages":
-        for entry in cast(list[dict[str, Any]], record.fields["messages"]):
-            for key, value in entry.items():
-                if key not in _READ_KEYS and not _is_empty(value):
-                    yield f"messages[].{key}"
+    shown = _formats_shown(fields, names)
+    return shown[0] if len(shown) == 1 else None
 
 
 def settle_format(
@@ -113,159 +108,174 @@ def settle_format(
 ) -> Format:
     """The one format in which a source is read: the one that was set, or that its first good record shows.
 
-    Raises DataError where none of the first thousand records shows one.
+    Raises ConfigError where `fields` does not fit the format, DataError where none of the first thousand
+    records shows a format, or the first that does shows two.
     """
-    if format != "auto":
-        return format
-    if fields is not None:
-        return "prompt-response"
+    possible: list[Format] = _formats_with(fields) if format == "auto" else [format]
+    _require_fitting(fields, possible)
+    if len(possible) == 1:
+        return possible[0]
     first: Record | BadLine | None = None
     for entry in itertools.islice(entries, 1000):
-        if isinstance(entry, Record) and (found := detect_format(entry.fields)):
-            return found
+        if isinstance(entry, Record) and (shown := _formats_shown(entry.fields, fields)):
+            if len(shown) > 1:
+                fact = f"its records show {' and '.join(shown)} at once (line {entry.origin.line})"
+                raise DataError(problem(place, fact, "set data.format to the one that is meant"))
+            return shown[0]
         if first is None or (isinstance(first, BadLine) and isinstance(entry, Record)):
             first = entry
     assert first is not None, "a source without entries is refused before"
-    shown = f": {first.fact}" if isinstance(first, BadLine) else f" has {_listed(first.fields)}"
-    fact = f"its format is not recognised (line {first.origin.line}{shown})"
-    remedy = 'set data.format, or name two fields: data.fields: {"prompt": …, "response": …}'
-    raise DataError(problem(place, fact, remedy))
+    raise DataError(problem(place, *_unrecognised(first, fields)))
 
 
-class _UnfitError(ValueError):
-    def __init__(self, fact: str, remedy: str):
-        super().__init__(fact)
-        self.fact = fact
-        self.remedy = remedy
+def is_prompt_response(format: Format) -> bool:
+    """Whether a record is one prompt and its response, or text, so that the template `concat` suits it."""
+    return format not in ("messages", "sharegpt", "oasst", "ultrachat", "turns")
 
 
-def _from_prompt_response(record: Record, fields: Mapping[str, str] | None) -> Conversation:
-    if fields is None and "response" in record.fields and "completion" in record.fields:
-        fact = "both a field 'response' and a field 'completion'"
-        raise _UnfitError(fact, "name one of them in data.fields")
-    names = fields or {"response": "completion" if "completion" in record.fields else "response"}
-    prompt = _text_field(record, names.get("prompt", "prompt"))
-    response = _text_field(record, names.get("response", "response"))
-    return _single_turn(record, prompt, response)
+def _read(
+    root: Entry, origin: Origin, format: Format, input_join: str
+) -> Conversation | PlainText | GivenTokens:
+    match format:
+        case "messages":
+            return messages.read_messages(root, origin)
+        case "sharegpt":
+            return sharegpt.read_sharegpt(root, origin)
+        case "alpaca":
+            return instructions.read_alpaca(root, origin, input_join)
+        case "dolly":
+            return instructions.read_dolly(root, origin, input_join)
+        case "oasst":
+            return trees.read_tree(root, origin)
+        case "ultrachat":
+            return lists.read_ultrachat(root, origin)
+        case "turns":
+            return lists.read_turns(root, origin)
+        case "prompt-response":
+            return instructions.read_prompt_response(root, origin)
+        case "question-answer":
+            return instructions.read_question_answer(root, origin)
+        case "gsm8k":
+            return instructions.read_gsm8k(root, origin)
+        case "text":
+            return plain.read_text(root, origin)
+        case "tokens":
+            return tokens.read_tokens(root, origin)
 
 
-def _from_gsm8k(record: Record) -> Conversation:
-    question, answer = _text_field(record, "question"), _text_field(record, "answer")
-    solution, mark, result = answer.rpartition("####")
-    if not mark:
-        raise _UnfitError("the answer has no line '#### result'", "add it, or name another data.format")
-    result = result.strip()
-    if not result or "\n" in result:
-        fact = "no result after '####'" if not result else "more than one line after '####'"
-        raise _UnfitError(fact, "end the answer with one line '#### result'")
-    solution = _ANNOTATION.sub("", solution).rstrip()
-    last_line = f"<answer>{result}</answer>"
-    return _single_turn(record, question, f"{solution}\n{last_line}" if solution else last_line)
+def _formats_shown(fields: Mapping[str, Any], names: Mapping[str, str] | None) -> list[Format]:
+    """Every format whose fields a record has, among those that know the names given to fields.
+
+    Empty texts and lists count only where nothing else shows a format, null never.
+    """
+    renamed = names or {}
+    seen = {name: value for name, value in fields.items() if name not in {*renamed, *renamed.values()}}
+    seen |= {name: fields[actual] for name, actual in renamed.items() if actual in fields}
+    seen = {name: value for name, value in seen.items() if value is not None}
+    filled = {name: value for name, value in seen.items() if not is_empty(value)}
+    possible = _formats_with(names)
+    shown: list[Format] = [format for format in possible if _shows(filled, format)]
+    shown = shown or [format for format in possible if _shows(seen, format)]
+    return [format for format in shown if format != "text" or len(shown) == 1]
 
 
-def _single_turn(record: Record, prompt: str, response: str) -> Conversation:
-    if not prompt.strip():
-        raise _UnfitError("empty prompt", "write a prompt or remove the record")
-    if not response.strip():
-        raise _UnfitError("empty answer", "write an answer or remove the record")
-    messages = (Message("user", prompt), Message("assistant", response))
-    return Conversation(messages, record.origin)
+def _shows(seen: Mapping[str, Any], format: Format) -> bool:
+    match format:
+        case "messages" | "sharegpt" | "ultrachat":
+            return format in _formats_of_turns(seen)
+        case "alpaca":
+            return "instruction" in seen and "output" in seen
+        case "dolly":
+            return "instruction" in seen and "response" in seen
+        case "oasst":
+            return isinstance(seen.get("prompt"), dict) or ("text" in seen and "role" in seen)
+        case "turns":
+            return "User" in seen and "Assistant" in seen
+        case "prompt-response":
+            is_tree = isinstance(seen.get("prompt"), dict)
+            return "prompt" in seen and not is_tree and ("response" in seen or "completion" in seen)
+        case "question-answer":
+            return "question" in seen and not is_empty(seen.get("answer")) and not _has_result(seen)
+        case "gsm8k":
+            return "question" in seen and _has_result(seen)
+        case "text":
+            return "text" in seen
+        case "tokens":
+            return "input_ids" in seen
 
 
-def _text_field(record: Record, name: str) -> str:
-    if name not in record.fields:
-        fact = f"no field {name!r}; it has {_listed(record.fields)}"
-        raise _UnfitError(fact, "add it, or set data.format or data.fields")
-    value = record.fields[name]
-    if not isinstance(value, str):
-        raise _UnfitError(f"{name!r} is {kind_of(value)} instead of a text", "write it as a text")
-    return value
+def _formats_of_turns(seen: Mapping[str, Any]) -> set[Format]:
+    """How the turns are spelled in a record that lists them: by role, by `from`, or as texts."""
+    found: set[Format] = set()
+    for name in ("messages", "conversations", "conversation", "data"):
+        if name not in seen:
+            continue
+        first = _first_of(seen[name])
+        if isinstance(first, str) and name in lists.ULTRACHAT_NAMES:
+            found.add("ultrachat")
+        elif isinstance(first, dict) and ("from" in first or "role" in first):
+            found.add("sharegpt" if "from" in first else "messages")
+        elif name != "data":
+            found.add("messages" if name == "messages" else "sharegpt")
+    return found
 
 
-def _from_messages(record: Record) -> Conversation:
-    if "messages" not in record.fields:
-        fact = f"no field 'messages'; it has {_listed(record.fields)}"
-        raise _UnfitError(fact, "add it, or set data.format or data.fields")
-    entries = _objects(record.fields["messages"], "messages")
-    if not entries:
-        raise _UnfitError("no messages", "write messages or remove the record")
-    messages = tuple(_message(entry, f"messages[{index}]") for index, entry in enumerate(entries))
-    if all(message.role != "assistant" for message in messages):
-        raise _UnfitError("no assistant turn", "add an answer or remove the record")
-    tools = tuple(_objects(record.fields.get("tools") or [], "tools"))
-    return Conversation(messages, record.origin, tools=tools)
+def _first_of(value: object) -> object:
+    """The first entry of a list, or of the JSON text of one."""
+    if isinstance(value, str):
+        try:
+            value = parse_json(value)
+        except NotARecordError:
+            return None
+    return cast(list[object], value)[0] if isinstance(value, list) and value else None
 
 
-def _message(entry: dict[str, Any], place: str) -> Message:
-    role = _role(entry, place)
-    for key, remedy in _UNREAD_KEYS.items():
-        if entry.get(key) is not None and not (key == "weight" and entry[key] == 1):
-            raise _UnfitError(f"{place} has {key!r}, which is not read", remedy)
-    tool_calls = tuple(_objects(entry.get("tool_calls") or [], f"{place}.tool_calls"))
-    if tool_calls and role != "assistant":
-        raise _UnfitError(f"{place} has tool_calls but the role {role}", "leave them to the assistant")
-    reasoning = entry.get("reasoning_content")
-    if not isinstance(reasoning, str | None):
-        fact = f"{place}.reasoning_content is {kind_of(reasoning)} instead of a text"
-        raise _UnfitError(fact, "write it as a text")
-    content = "" if tool_calls and entry.get("content") is None else _content(entry, place)
-    if not content.strip() and not tool_calls:
-        if role == "assistant":
-            raise _UnfitError(f"{place}: empty answer", "write an answer or remove the record")
-        if role == "user":
-            raise _UnfitError(f"{place}: empty prompt", "write a prompt or remove the record")
-    return Message(role, content, reasoning, tool_calls)
+def _has_result(seen: Mapping[str, Any]) -> bool:
+    answer = seen.get("answer")
+    return isinstance(answer, str) and "####" in answer
 
 
-def _role(entry: dict[str, Any], place: str) -> Role:
-    role = entry.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        fact = f"{place}: unknown role {_shortened(role)}" if "role" in entry else f"{place} has no role"
-        raise _UnfitError(fact, "use system, user, assistant or tool")
-    return _ROLES[role]
+def _formats_with(names: Mapping[str, str] | None) -> list[Format]:
+    """Formats that know all the fields that names are given to."""
+    return [format for format, known in FIELD_NAMES.items() if set(names or ()) <= set(known)]
 
 
-def _content(entry: dict[str, Any], place: str) -> str:
-    if "content" not in entry:
-        raise _UnfitError(f"{place} has no content", "add it as a text")
-    content = entry["content"]
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise _UnfitError(f"{place}.content is {kind_of(content)} instead of a text", "write it as a text")
-    parts = _objects(cast(list[Any], content), f"{place}.content")
-    return "".join(_part_text(part, f"{place}.content[{index}]") for index, part in enumerate(parts))
+def _require_fitting(fields: Mapping[str, str] | None, possible: Sequence[Format]) -> None:
+    """Refuses names for fields that the format, or every format, lacks."""
+    names = fields or {}
+    problems: list[str] = []
+    if not possible:
+        fact = f"no format has the fields {_quoted(names)} together"
+        problems.append(
+            problem("data.fields", fact, "name fields of one format, such as prompt and response")
+        )
+    elif len(possible) == 1 and (unknown := [name for name in names if name not in FIELD_NAMES[possible[0]]]):
+        fact = f"the format {possible[0]} has no field {_quoted(unknown)}"
+        problems.append(problem("data.fields", fact, f"it has {_quoted(FIELD_NAMES[possible[0]])}"))
+    if twice := [actual for actual, count in Counter(names.values()).items() if count > 1]:
+        fact = f"{_quoted(twice)} is given to two fields"
+        problems.append(problem("data.fields", fact, "give every field a name of its own"))
+    if problems:
+        raise ConfigError(problems)
 
 
-def _part_text(part: dict[str, Any], place: str) -> str:
-    if part.get("type") != "text":
-        raise _UnfitError(f"{place} is of type {_shortened(part.get('type'))}", "only text is read")
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise _UnfitError(f"{place} has no 'text'", "write the text under 'text'")
-    return text
+def _unrecognised(first: Record | BadLine, fields: Mapping[str, str] | None) -> tuple[str, str]:
+    """Why no record shows a format, told of the first one, and what to do."""
+    fact = "its format is not recognised"
+    line = f"line {first.origin.line}"
+    if isinstance(first, BadLine):
+        return f"{fact} ({line}: {first.fact})", _NAME_FORMAT
+    transcripts = [name for name, value in first.fields.items() if is_transcript(value)]
+    if transcripts:
+        fact = f"{fact} ({line} has {_quoted(transcripts)}, a transcript)"
+        return fact, "write its turns and tool calls as a list of messages (data.format: messages)"
+    missing = [actual for actual in (fields or {}).values() if actual not in first.fields]
+    lacks = f", but not {_quoted(missing)} of data.fields" if missing else ""
+    return f"{fact} ({line} has {listed(first.fields)}{lacks})", _NAME_FORMAT
 
 
-def _objects(value: object, place: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list):
-        raise _UnfitError(f"{place!r} is {kind_of(value)} instead of a list", "write it as a list of objects")
-    entries = cast(list[object], value)
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            fact = f"{place}[{index}] is {kind_of(entry)} instead of an object"
-            raise _UnfitError(fact, "write it as an object")
-    return cast(list[dict[str, Any]], entries)
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(shortened, names))
 
 
-def _is_empty(value: object) -> bool:
-    return value is None or value in ("", [], {})
-
-
-def _listed(fields: Mapping[str, Any]) -> str:
-    names = [_shortened(name) for name in list(fields)[:8]]
-    return ", ".join([*names, "…"] if len(fields) > 8 else names) or "no fields"
-
-
-def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:39] + "…"
+_NAME_FORMAT = 'set data.format, or say what its fields are called: data.fields: {"prompt": …, "response": …}'
