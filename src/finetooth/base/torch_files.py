@@ -68,9 +68,9 @@ class StoredObject:
 def read_torch_file(path: str | Path, *, plain_objects: Collection[str] = ()) -> Any:
     """What a file of torch.save holds: dicts, lists, tuples, texts, numbers and numpy arrays.
 
-    A tensor becomes a read-only array, a view of the file (bool a copy, bfloat16 one in float32, which holds it
-    exactly). An OrderedDict becomes a dict, torch.Size a tuple, a dtype its name, a parameter its tensor.
-    Tensors that share a storage share memory.
+    A tensor becomes a read-only array, a view of the file; bool becomes a copy, bfloat16 one in float32,
+    which holds it exactly. An OrderedDict becomes a dict, torch.Size a tuple, a dtype its name, a parameter
+    its tensor. Tensors that share a storage share memory.
 
     plain_objects: classes ("package.module.Class") whose objects are read as StoredObject
     Raises DataError for any other class, for damage, and for what no torch.save writes.
