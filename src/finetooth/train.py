@@ -94,9 +94,9 @@ def _train(
     summary: dict[str, Any] = {"state": "failed", "output_dir": str(output)}
     try:
         result = trainer.train()
-        with ranks.agreeing("saving final"):
-            if result.stopped is None and ranks.is_first:
-                save_final(output / "final", policy=trainer.policy, template=prepared.template, config=config)
+        if result.stopped is None:
+            template = prepared.template
+            save_final(output / "final", policy=policy, template=template, config=config, ranks=ranks)
         summary |= _figures(trainer, result, state="finished" if result.stopped is None else "stopped")
     finally:
         summary["seconds"] = round(time.perf_counter() - started, 2)

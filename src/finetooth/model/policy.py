@@ -94,10 +94,21 @@ class PolicyModel(nn.Module):
         with self.own_attention():
             return self.model.generate(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes config.json, generation_config.json and safetensors, as plain transformers loads them."""
+    def save_pretrained(self, folder: str | Path, *, state: dict[str, torch.Tensor] | None = None) -> None:
+        """Writes config.json, generation_config.json and safetensors, as plain transformers loads them.
+
+        state: the parameters, where the model itself holds only a part of each.
+        """
         with self.own_attention(), quiet_transformers():
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, state_dict=state)
+
+    def save_settings(self, folder: Path) -> None:
+        """Writes config.json and generation_config.json alone."""
+        with self.own_attention(), quiet_transformers():
+            self.model.config.architectures = [type(self.model).__name__]
+            self.model.config.save_pretrained(folder)
+            if self.model.generation_config is not None:
+                self.model.generation_config.save_pretrained(folder)
 
     def frozen_copy(self) -> "PolicyModel":
         """An independent copy that is not trained: the reference that preference learning starts from."""

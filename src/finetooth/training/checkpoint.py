@@ -1,7 +1,8 @@
 """CheckpointManager: rolling, verified checkpoints in `checkpoints/step-000200/`.
 
     config.json, generation_config.json, *.safetensors    the parameters, as transformers loads them
-    optimizer.safetensors    "exp_avg.model.norm.weight", "step.model.norm.weight", …
+    optimizer.safetensors    "exp_avg.model.norm.weight", "step.model.norm.weight", …; several files where the
+                             ranks share the parameters
     state.json               next_step, what the run is of, the best evaluation, the fp16 loss scale
     MANIFEST.json            size and SHA-256 of every file, written last
 
@@ -18,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+from finetooth.base.distributed import ALONE, Ranks
 from finetooth.base.errors import FinetoothError, problem
-from finetooth.base.files import check_folder, new_folder
+from finetooth.base.files import check_folder
 from finetooth.model.policy import PolicyModel
+from finetooth.training.dealt_files import common_folder, save_policy, save_tensors
 
 _NAME = re.compile(r"step-(\d{6,})")
 
@@ -53,24 +57,28 @@ class Checkpoint:
 
 
 class CheckpointManager:
-    """Saves checkpoints under `folder`, keeps the `keep` newest and the best, finds the newest intact one."""
+    """Saves checkpoints under `folder`, keeps the `keep` newest and the best, finds the newest intact one.
 
-    def __init__(self, folder: str | Path, *, keep: int = 3):
+    ranks: the processes of the run; each must call `save`.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 3, ranks: Ranks = ALONE):
         assert keep >= 1, "at least the newest checkpoint is kept"
+        self.ranks = ranks
         self.folder = Path(folder)
         self.keep = keep
 
     def save(self, state: TrainingState, *, policy: PolicyModel, optimizer: torch.optim.Optimizer) -> Path:
         """Writes the checkpoint of step `state.next_step − 1`; then removes those no longer kept."""
         path = self._path(state.next_step - 1)
-        with new_folder(path, replace=True) as folder:
-            policy.save_pretrained(folder)
-            save_file(_optimizer_tensors(policy, optimizer), folder / "optimizer.safetensors")
-            (folder / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-        self._point_best(state.best_step)
-        for number in self._numbers()[: -self.keep]:
-            if number != state.best_step:
-                shutil.rmtree(self._path(number))
+        with common_folder(path, self.ranks, replace=True) as folder:
+            save_policy(policy, folder, self.ranks)
+            save_tensors(_optimizer_tensors(policy, optimizer), folder, "optimizer", self.ranks)
+            if self.ranks.is_first:
+                (folder / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+        if self.ranks.is_first:
+            self._point_best(state.best_step)
+            self._remove_old(state.best_step)
         return path
 
     def latest(self, *, notify: Callable[[str], object]) -> Checkpoint | None:
@@ -93,6 +101,11 @@ class CheckpointManager:
             remedy = "restore it, or start the run anew elsewhere"
             raise FinetoothError(problem(place, fact, remedy) for place, fact in damaged)
         return None
+
+    def _remove_old(self, best_step: int | None) -> None:
+        for number in self._numbers()[: -self.keep]:
+            if number != best_step:
+                shutil.rmtree(self._path(number))
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"
@@ -117,7 +130,9 @@ def restore_optimizer(
     checkpoint: Checkpoint, *, policy: PolicyModel, optimizer: torch.optim.Optimizer
 ) -> None:
     """Gives the optimiser the state it had when the checkpoint was saved, bit for bit."""
-    tensors = load_file(checkpoint.folder / "optimizer.safetensors")
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(checkpoint.folder.glob("optimizer*.safetensors")):
+        tensors |= load_file(file)
     names = {parameter: name for name, parameter in policy.model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -127,9 +142,15 @@ def restore_optimizer(
             }
             state = {key: tensor for key, tensor in state.items() if "." not in key}
             if state:  # a parameter that never had a gradient has none
-                optimizer.state[parameter] = {
-                    key: tensor.to(parameter.device) for key, tensor in state.items()
-                }
+                optimizer.state[parameter] = {key: _placed(state[key], parameter) for key in state}
+
+
+def _placed(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A tensor of the optimiser's state on the parameter's device; this rank's part where ranks share it."""
+    tensor = tensor.to(parameter.device)
+    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
+        return tensor
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def _optimizer_tensors(policy: PolicyModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from finetooth.base.files import new_folder
+from finetooth.base.distributed import ALONE, Ranks
 from finetooth.config.schema import SFTConfig
 from finetooth.data.templates import Template
 from finetooth.model.policy import PolicyModel
+from finetooth.training.dealt_files import common_folder, save_policy
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -16,13 +17,16 @@ TOKENIZER_FILES = (
 )
 
 
-def save_final(path: Path, *, policy: PolicyModel, template: Template, config: SFTConfig) -> None:
-    """Writes parameters, tokenizer, chat template and the tokens that end an answer."""
-    with new_folder(path, replace=True) as folder:
-        policy.save_pretrained(folder)
-        _name_stop_tokens(folder / "generation_config.json", template)
-        _save_tokenizer(folder, template)
-        (folder / "README.md").write_text(_model_card(config, template), encoding="utf-8")
+def save_final(
+    path: Path, *, policy: PolicyModel, template: Template, config: SFTConfig, ranks: Ranks = ALONE
+) -> None:
+    """Writes parameters, tokenizer, chat template and the tokens that end an answer; all ranks call it."""
+    with common_folder(path, ranks, replace=True) as folder:
+        save_policy(policy, folder, ranks)
+        if ranks.is_first:
+            _name_stop_tokens(folder / "generation_config.json", template)
+            _save_tokenizer(folder, template)
+            (folder / "README.md").write_text(_model_card(config, template), encoding="utf-8")
 
 
 def _name_stop_tokens(path: Path, template: Template) -> None:

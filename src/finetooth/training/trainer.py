@@ -96,7 +96,9 @@ class SFTTrainer:
             raise ConfigError(problem("training.warmup_steps", fact, "write fewer, or a share such as 0.03"))
         output = Path(config.output_dir)
         self.metrics = MetricsLog(output / "metrics.jsonl", is_written=ranks.is_first)
-        self.checkpoints = CheckpointManager(output / "checkpoints", keep=config.checkpoints.keep)
+        self.checkpoints = CheckpointManager(
+            output / "checkpoints", keep=config.checkpoints.keep, ranks=ranks
+        )
         self.samples = output / "samples"
         self.shared = distribute(self.policy, ranks, parallel=config.parallel, devices=self.devices)
         self.optimizer = create_optimizer(
@@ -307,9 +309,7 @@ class SFTTrainer:
 
     def _save(self, step: int) -> None:
         state = replace(self.state, scaler=self.scaler.state_dict())
-        with self.ranks.agreeing(f"saving step {step}"):
-            if self.ranks.is_first:
-                self.checkpoints.save(state, policy=self.policy, optimizer=self.optimizer)
+        self.checkpoints.save(state, policy=self.policy, optimizer=self.optimizer)
 
 
 def _difference(name: str, here: Any, saved: Any, folder: Path) -> str:
