@@ -8,7 +8,8 @@ import pytest
 
 from finetooth.base.errors import DataError
 from finetooth.config.sources import SourceConfig
-from finetooth.data.source_files import ending_of, files_of, split_of
+from finetooth.data.source_files import files_of, split_of
+from finetooth.data.sources import ending_of
 
 
 @pytest.fixture(autouse=True)

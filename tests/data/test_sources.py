@@ -1,7 +1,10 @@
-"""Every entry of a file becomes a record or a bad line, at its exact line."""
+"""One door for every kind of file: what is no file, of another kind, compressed or damaged is told."""
 
+import gzip
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetooth.base.errors import DataError
-from finetooth.data import sources
-from finetooth.data.records import Origin, Record
-from finetooth.data.sources import BadLine, NotARecordError, parse_object, read_records
+from finetooth.data import lines
+from finetooth.data.records import Record
+from finetooth.data.sources import BadLine, read_records
 
-json_scalars = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-)
-json_values = st.recursive(json_scalars, lambda v: st.lists(v) | st.dictionaries(st.text(), v), max_leaves=8)
-json_objects = st.dictionaries(st.text(), json_values, max_size=4)
+WRITE_JSONL = "write one JSON object per line into a file whose name ends in .jsonl"
 
 
 def write(folder: Path, name: str, content: bytes | str) -> str:
@@ -27,263 +26,188 @@ def write(folder: Path, name: str, content: bytes | str) -> str:
     return str(path)
 
 
-def read(path: str) -> list[Record | BadLine]:
-    return list(read_records(path))
-
-
 def what(path: str) -> list[tuple[int, Any]]:
-    return [(e.origin.line, e.fields if isinstance(e, Record) else e.fact) for e in read(path)]
+    return [(e.origin.line, e.fields if isinstance(e, Record) else e.fact) for e in read_records(path)]
 
 
-def test_each_line_becomes_a_record_and_blank_lines_none(tmp_path: Path):
-    path = write(tmp_path, "a.jsonl", b'\xef\xbb\xbf{"a": 1}\r\n\r\n  \n{"b": "\xc3\xa9"}')
-    assert read(path) == [Record(Origin(path, 1), {"a": 1}), Record(Origin(path, 4), {"b": "é"})]
-
-
-def test_a_json_list_gives_the_line_each_entry_begins_on(tmp_path: Path):
-    path = write(
-        tmp_path, "a.json", '\ufeff\n[\n{"a":\n 1},\n\n {"b": "],[{\\""}, {"c": 3}\n,\n{"d": 4}]\n\n'
-    )
-    assert what(path) == [(3, {"a": 1}), (6, {"b": '],[{"'}), (6, {"c": 3}), (8, {"d": 4})]
-
-
-def test_a_json_file_that_is_no_list_is_read_by_lines(tmp_path: Path):
-    assert what(write(tmp_path, "a.json", '{"a": 1}\n{"a": 2}\n')) == [(1, {"a": 1}), (2, {"a": 2})]
-
-
-@pytest.mark.parametrize(
-    ("line", "fact"),
-    [
-        ('{"a": 1', "broken JSON at character 8: expecting ',' delimiter"),
-        ('{"a": 1} x', "broken JSON at character 10: extra data"),
-        ('{"a": "x\x01"}', "broken JSON at character 9: invalid control character at"),
-        ("[1, 2]", "a list instead of an object"),
-        ('"text"', "a text instead of an object"),
-        ("12", "a number instead of an object"),
-        ("1.5", "a number instead of an object"),
-        ("true", "true instead of an object"),
-        ("null", "null instead of an object"),
-        ('{"a": NaN}', "NaN is not JSON"),
-        ('{"a": -Infinity}', "-Infinity is not JSON"),
-        ('{"a": 1e999}', "the number 1e999 is too large"),
-        ('{"a": ' + "9" * 5000 + "}", "a number has too many digits"),
-        ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' stands twice in one object"),
-        ('{"a": "\\ud800"}', "half of a surrogate pair (\\ud800 to \\udfff) stands alone in a text"),
-        ('{"\\uDC00": 1}', "half of a surrogate pair (\\ud800 to \\udfff) stands alone in a text"),
-        ("[" * 100_000, "nested deeper than 100 levels"),
-        ('{"a": ' + "[" * 100 + "]" * 100 + "}", "nested deeper than 100 levels"),
-    ],
-)
-def test_each_kind_of_bad_entry_is_named_in_lines_and_in_lists(tmp_path: Path, line: str, fact: str):
-    path = write(tmp_path, "a.jsonl", f'{{"good": 1}}\n\n{line}\n{{"good": 2}}\n')
-    assert what(path) == [(1, {"good": 1}), (3, fact), (4, {"good": 2})]
-    if line.count("[") == line.count("]") and line.count("{") == line.count("}"):
-        path = write(tmp_path, "a.json", f'[{{"good": 1}},\n\n{line}\n,{{"good": 2}}]\n')
-        assert what(path) == [(1, {"good": 1}), (3, fact), (4, {"good": 2})]
-
-
-def test_depth_and_surrogate_pairs_within_bounds_are_read():
-    assert parse_object('{"a": ' + "[" * 99 + "]" * 99 + "}")
-    assert parse_object('{"a": "\\ud83d\\ude00"}') == {"a": "😀"}
-    assert parse_object('{"a": "\\\\ud800 [[[ {{{"}') == {"a": "\\ud800 [[[ {{{"}
-    assert parse_object('{"a": "' + "[" * 1000 + '"}') == {"a": "[" * 1000}
-
-
-def test_a_broken_text_in_a_list_spoils_its_entry_only(tmp_path: Path):
-    assert what(write(tmp_path, "a.json", '[{"a": 1}, {"a": "x}]')) == [
-        (1, {"a": 1}),
-        (1, "broken JSON at character 7: unterminated string starting at"),
-    ]
-    path = write(tmp_path, "a.json", '[{"a": 1},\n{"a": "x,\n"b": 2},\n{"c": 3}]')
-    assert what(path) == [
-        (1, {"a": 1}),
-        (2, "broken JSON at character 10: invalid control character at"),
-        (4, {"c": 3}),
-    ]
-
-
-def test_missing_entries_of_a_list_are_bad(tmp_path: Path):
-    assert what(write(tmp_path, "a.json", '[{"a": 1},\n,\n]')) == [
-        (1, {"a": 1}),
-        (2, "broken JSON at character 1: expecting value"),
-        (3, "broken JSON at character 1: expecting value"),
-    ]
-
-
-NO_RECORD = "holds no record; check that this is the right file"
-WRITE_JSONL = "write one JSON object per line into a file whose name ends in .jsonl"
-SAVE_UTF8 = "save the file as UTF-8"
-OVER_LINES = (
-    "begins with an object that goes on over several lines; "
-    "write one object per line, or a JSON list of objects (.json)"
-)
-NOT_ENDED = (
-    "the list does not end; its last entry begins on line {}; "
-    "look there for a missing bracket or quotation mark"
-)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b"", NO_RECORD),
-        ("a.jsonl", b"\xef\xbb\xbf \r\n\n", NO_RECORD),
-        ("a.json", b"[ ]", NO_RECORD),
-        ("a.json", b'{\n  "prompt": "2+2?",\n  "response": "4"\n}\n', OVER_LINES),
-        ("a.json", b'\xef\xbb\xbf\n{"data": [ \r\n {"prompt": "2+2?"}\n]}', OVER_LINES),
-        ("a.jsonl", b'{\n"prompt": "2+2?"}', OVER_LINES),
-        ("a.csv", b"a,b", f"its name ends in '.csv'; {WRITE_JSONL}"),
-        ("a", b"{}", f"its name has no ending; {WRITE_JSONL}"),
-        ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}', f"line 2 is not UTF-8 text; {SAVE_UTF8}"),
-        ("a.json", b'[{"a": 1},\n{"a":\n"\xe9"}]', f"line 3 is not UTF-8 text; {SAVE_UTF8}"),
-        ("a.json", '{"a": 1}'.encode("utf-16"), f"line 1 is not UTF-8 text; {SAVE_UTF8}"),
-        ("a.json", b'[{"a": 1},\n\n{"a": 1\n', NOT_ENDED.format(3)),
-        ("a.json", b'[{"a": 1}, {"a": ["x}', NOT_ENDED.format(1)),
-        (
-            "a.json",
-            b'[{"a": 1}\n}]',
-            "a bracket on line 2 closes what was not opened; look there for a bracket too many",
-        ),
-        (
-            "a.json",
-            b'[{"a": 1}]\n\n{"a": 2}',
-            "text after the end of the list, on line 3; "
-            "join everything into one list, or write one object per line into a .jsonl file",
-        ),
-    ],
-)
-def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, name: str, content: bytes, message: str):
-    path = write(tmp_path, name, content)
+def refusal(path: str) -> str:
     with pytest.raises(DataError) as caught:
-        read(path)
-    assert str(caught.value) == f"{path}: {message}"
+        list(read_records(path))
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"q": "2"}\n{"q": "3"}\n'),
+        ("a.NDJSON", '{"q": "2"}\n{"q": "3"}\n'),
+        ("a.json", '[{"q": "2"},\n{"q": "3"}]\n'),
+        ("a.csv", "q\n2\n3\n"),
+        ("a.tsv", "q\n2\n3\n"),
+    ],
+)
+def test_the_ending_says_how_a_file_is_read_plain_or_compressed(tmp_path: Path, name: str, content: str):
+    first = 2 if name.endswith("sv") else 1
+    expected = [(first, {"q": "2"}), (first + 1, {"q": "3"})]
+    assert what(write(tmp_path, name, content)) == expected
+    assert what(write(tmp_path, name + ".gz", gzip.compress(content.encode()))) == expected
+    assert what(write(tmp_path, name + ".GZ", gzip.compress(b"\xef\xbb\xbf" + content.encode()))) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "fact"),
+    [
+        ("a", "its name has no ending"),
+        ("a.txt", "its name ends in '.txt'"),
+        ("a.tar.gz", "its name ends in '.tar.gz'"),
+        ("a.parquet.gz", "its name ends in '.parquet.gz'"),
+    ],
+)
+def test_a_file_of_another_kind_is_told(tmp_path: Path, name: str, fact: str):
+    assert refusal(write(tmp_path, name, "{}")) == f"{fact}; {WRITE_JSONL}"
 
 
 def test_what_is_no_file_is_told_at_once(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.jsonl")
+    os.symlink("/dev/zero", tmp_path / "zero.jsonl")
     for name, message in [
         ("no.jsonl", "no such file; check the path, which is relative to the working directory"),
         (".", "a folder; name one file"),
         ("pipe.jsonl", "not a regular file; copy its content to a file"),
+        ("zero.jsonl", "not a regular file; copy its content to a file"),
     ]:
         with pytest.raises(DataError) as caught:
             read_records(f"{tmp_path}/{name}")
         assert str(caught.value) == f"{tmp_path}/{name}: {message}"
 
 
-def test_a_file_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = write(tmp_path, "a.jsonl", "{}")
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv.gz"])
+def test_a_file_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    path = write(tmp_path, name, "{}")
 
     def denied(self: Path, mode: str) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "open", denied)
-    with pytest.raises(DataError) as caught:
-        read_records(path)
-    assert str(caught.value) == f"{path}: cannot be read (Permission denied); allow reading it"
+    assert refusal(path) == "cannot be read (Permission denied); allow reading it"
 
 
-def test_a_huge_line_is_refused_and_the_next_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sources, "MAX_ENTRY_BYTES", 20)
-    monkeypatch.setattr(sources, "_CHUNK_BYTES", 7)
-    exact = '{"a": "' + "x" * 11 + '"}'
-    assert len(exact) == 20
-    path = write(tmp_path, "a.jsonl", exact + "\n" + '{"a": "' + "x" * 50 + '"}\n' + exact)
-    assert what(path) == [(1, {"a": "x" * 11}), (2, "longer than 20 bytes"), (3, {"a": "x" * 11})]
-    path = write(tmp_path, "a.json", '[{"a": 1},\n' + '{"a": "' + "x" * 50 + '"}]')
-    with pytest.raises(DataError) as caught:
-        read(path)
-    assert str(caught.value) == (
-        f"{path}: the entry that begins on line 2 is longer than 20 bytes; "
-        "look there for a missing bracket, or write shorter entries"
+def test_compression_that_is_damaged_or_not_named_is_told(tmp_path: Path):
+    content = "".join(json.dumps({"number": number}) + "\n" for number in range(50_000)).encode()
+    packed = gzip.compress(content)
+    again = "write or copy it again"
+    assert refusal(write(tmp_path, "a.jsonl.gz", packed[:-9])) == f"its gzip data is cut off; {again}"
+    assert refusal(write(tmp_path, "a.jsonl.gz", packed[:9])) == f"its gzip data is cut off; {again}"
+    flipped = bytearray(packed)
+    flipped[len(packed) // 2] ^= 0xFF
+    assert refusal(write(tmp_path, "a.jsonl.gz", bytes(flipped))) == f"its gzip data is damaged; {again}"
+    wrong_sum = packed[:-8] + b"\0\0\0\0" + packed[-4:]
+    assert refusal(write(tmp_path, "a.jsonl.gz", wrong_sum)) == f"its gzip data is damaged; {again}"
+    assert refusal(write(tmp_path, "a.jsonl.gz", content)) == f"its gzip data is damaged; {again}"
+    assert refusal(write(tmp_path, "a.jsonl.gz", gzip.compress(packed))) == (
+        "compressed twice by gzip; decompress it once"
     )
+    assert refusal(write(tmp_path, "a.jsonl", packed)) == (
+        "compressed by gzip, which its name does not say; let its name end in .gz"
+    )
+    assert refusal(write(tmp_path, "a.jsonl.gz", gzip.compress(b""))).startswith("holds no record")
+    assert len(what(write(tmp_path, "a.jsonl.gz", packed))) == 50_000  # negative control: whole it is read
+    two = gzip.compress(content) + gzip.compress(content)
+    assert len(what(write(tmp_path, "a.jsonl.gz", two))) == 100_000  # gzip files may be joined
 
 
-@settings(deadline=None)
-@given(
-    objects=st.lists(json_objects, min_size=1, max_size=5),
-    indent=st.sampled_from([None, 0, 2]),
-    ascii_only=st.booleans(),
-    chunk=st.integers(1, 9),
+MEASURE = """
+import pathlib, re, sys
+from finetooth.data.sources import read_records
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) // 1024
+
+before = peak()
+try:
+    entries = [type(entry).__name__ for entry in read_records(sys.argv[1])]
+except Exception as error:
+    entries = [str(error)]
+print(entries[:3], peak() - before)
+"""
+
+
+def peak_growth(path: str) -> tuple[str, int]:
+    """What reading gives, and by how many MiB it raises the peak memory of a process of its own."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the peak memory of a process is read from /proc")
+    done = subprocess.run([sys.executable, "-c", MEASURE, path], capture_output=True, text=True, check=True)
+    entries, growth = done.stdout.strip().rsplit(" ", 1)
+    return entries, int(growth)
+
+
+GIGABYTE = 1024**3
+LIMIT_MIB = 4 * lines.MAX_ENTRY_BYTES // 1024**2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "start", "says"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a": "', "['Record', 'BadLine', 'Record']"),
+        ("a.json", b'[{"a": 1},\n{"a": "', "the entry that begins on line 2 is longer than"),
+        ("a.csv", b'a\n1\n"', "3: a row longer than"),
+    ],
 )
-def test_lists_are_read_as_the_standard_library_reads_them(
-    tmp_path_factory, objects: list[dict[str, Any]], indent: int | None, ascii_only: bool, chunk: int
+def test_a_line_of_a_gigabyte_does_not_fill_the_memory(tmp_path: Path, name: str, start: bytes, says: str):
+    path = write(tmp_path, name, start)
+    with Path(path).open("r+b") as file:
+        file.seek(GIGABYTE)
+        file.write(b'\n{"a": 2}\n')
+    entries, growth = peak_growth(path)
+    assert says in entries
+    assert growth < LIMIT_MIB
+    control = write(tmp_path, "b.jsonl", b'{"a": "' + b"x" * (lines.MAX_ENTRY_BYTES - 10) + b'"}')
+    entries, growth = peak_growth(control)  # negative control: what is held is seen
+    assert (entries, growth > 64) == ("['Record']", True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "content", "num_mebibytes"),
+    [("a.jsonl.gz", b" ", 512), ("a.csv.gz", b"x", 512), ("a.jsonl.gz", b"\n", 8)],
+)
+def test_what_unpacks_to_a_thousand_times_its_size_does_not_fill_the_memory(
+    tmp_path: Path, name: str, content: bytes, num_mebibytes: int
 ):
-    folder = tmp_path_factory.mktemp("lists")
-    text = json.dumps(objects, indent=indent, ensure_ascii=ascii_only)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_CHUNK_BYTES", chunk)
-        entries = read(write(folder, "a.json", text))
-    assert [e.fields for e in entries if isinstance(e, Record)] == json.loads(text)
-    lines = text.split("\n")
+    path = str(tmp_path / name)
+    with gzip.open(path, "wb", compresslevel=9) as file:
+        for _ in range(num_mebibytes):
+            file.write(content * 1024**2)
+    assert os.path.getsize(path) * 900 < num_mebibytes * 1024**2
+    _, growth = peak_growth(path)
+    assert growth < LIMIT_MIB
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.jsonl.gz", "a.parquet", "a.arrow"]
+)
+@settings(deadline=None, max_examples=100)
+@given(content=st.binary(max_size=80) | st.text('[]{}",:\\ \n\r\t\0"1a', max_size=40).map(str.encode))
+def test_any_bytes_give_entries_or_a_data_error(tmp_path_factory, name: str, content: bytes):
+    path = write(tmp_path_factory.mktemp("any"), name, content)
+    try:
+        entries = list(read_records(path))
+    except DataError:
+        return
+    assert entries
     for entry in entries:
-        assert "{" in lines[entry.origin.line - 1]
-    assert [e.origin.line for e in entries] == entry_lines(text)
-
-
-def entry_lines(text: str) -> list[int]:
-    """The line of each entry, by letting the standard library decode one value after the other."""
-    lines, position = [], 1
-    while True:
-        while text[position] in " \n,":
-            position += 1
-        if text[position] == "]":
-            return lines
-        lines.append(text.count("\n", 0, position) + 1)
-        _, position = json.JSONDecoder().raw_decode(text, position)
-
-
-@settings(deadline=None, max_examples=200)
-@given(content=st.binary(max_size=60) | st.text('[]{}",:\\ \n1a', max_size=40).map(str.encode))
-def test_any_bytes_give_entries_or_a_data_error(tmp_path_factory, content: bytes):
-    folder = tmp_path_factory.mktemp("any")
-    for name in ("a.json", "a.jsonl"):
-        try:
-            entries = read(write(folder, name, content))
-        except DataError:
-            continue
-        for entry in entries:
-            assert isinstance(entry, Record | BadLine)
-            assert 1 <= entry.origin.line <= content.count(b"\n") + 1
+        assert isinstance(entry, Record | BadLine)
+        assert 1 <= entry.origin.line <= content.count(b"\n") + 1
 
 
 @settings(deadline=None)
-@given(fields=json_objects)
-def test_a_strictly_read_object_equals_the_plainly_read_one(fields: dict[str, Any]):
-    text = json.dumps(fields)
-    if "\\ud" in text:
-        try:
-            json.dumps(fields, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            with pytest.raises(NotARecordError):
-                parse_object(text)
-            return
-    assert parse_object(text) == json.loads(text)
-
-
-def test_memory_stays_flat_over_many_records(tmp_path: Path):
-    import tracemalloc
-
-    line = json.dumps({"prompt": "x" * 500, "response": "y" * 500})
-    paths = [
-        write(tmp_path, "a.jsonl", "\n".join([line] * 20_000)),
-        write(tmp_path, "a.json", "[" + ",".join([line] * 20_000) + "]"),
-    ]
-    for path in paths:
-        tracemalloc.start()
-        assert sum(1 for _ in read_records(path)) == 20_000
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 8 * 1024 * 1024 < os.path.getsize(path)
-
-
-def test_the_real_files_are_read_as_the_standard_library_reads_them(shared: Path):
-    for name in ("alpaca_999.json", "toolcall_sharegpt_300.json", "sharegpt_dummy_500.json"):
-        path = shared / "data" / name
-        expected = json.loads(path.read_text())
-        assert [e.fields for e in read_records(path) if isinstance(e, Record)] == expected
-    lines = (shared / "data/gsm8k/train.jsonl").read_text().splitlines()
-    entries = list(read_records(shared / "data/gsm8k/train.jsonl"))
-    assert [(e.origin.line, e.fields) for e in entries if isinstance(e, Record)] == [
-        (number, json.loads(line)) for number, line in enumerate(lines, start=1)
+@given(content=st.text('{}[]",:1 \n\r\u00e9"', max_size=60))
+def test_every_line_that_is_not_blank_is_an_entry(tmp_path_factory, content: str):
+    raw = content.encode()
+    if not raw.strip() or raw.lstrip().split(b"\n")[0].rstrip()[-1:] in (b"{", b"["):
+        return  # no record, or refused because it begins over several lines
+    entries = what(write(tmp_path_factory.mktemp("lines"), "a.jsonl", raw))
+    assert [line for line, _ in entries] == [
+        number for number, line in enumerate(raw.split(b"\n"), start=1) if line.strip()
     ]

@@ -15,10 +15,9 @@ from typing import Any, cast
 
 from finetooth.base.errors import DataError, problem
 from finetooth.config.sources import SourceConfig
+from finetooth.data.sources import COLUMNAR_ENDINGS, COMPRESSED, TEXT_ENDINGS, ending_of
 
-RECORD_ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 TOKEN_ENDINGS = (".bin", ".h5", ".hdf5", ".pth", ".pt")
-COMPRESSED = ".gz"
 
 SPLIT_WORDS = {
     "train": "train",
@@ -62,16 +61,6 @@ def files_of(source: SourceConfig, *, place: str) -> list[str]:
     return [path]
 
 
-def ending_of(path: str) -> str:
-    """The ending that tells what a file holds, in small letters.
-
-    >>> ending_of("a/train.JSONL"), ending_of("train.json.gz"), ending_of("b")
-    ('.jsonl', '.json.gz', '')
-    """
-    stem, ending = os.path.splitext(path.lower())
-    return os.path.splitext(stem)[1] + ending if ending == COMPRESSED else ending
-
-
 def split_of(path: str) -> str | None:
     """The split that a path within a folder names, by whole words; None for none or several.
 
@@ -85,7 +74,8 @@ def split_of(path: str) -> str | None:
 
 def is_data(path: str) -> bool:
     """Whether a file's ending says that it holds records or tokens."""
-    return ending_of(path).removesuffix(COMPRESSED) in (*RECORD_ENDINGS, *TOKEN_ENDINGS)
+    ending = ending_of(path)
+    return ending.removesuffix(COMPRESSED) in TEXT_ENDINGS or ending in (*COLUMNAR_ENDINGS, *TOKEN_ENDINGS)
 
 
 def _files_below(folder: str, *, parents: tuple[str, ...] = ()) -> list[str]:
