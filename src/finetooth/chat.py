@@ -20,7 +20,7 @@ def chat(
     console = console or Console()
     speaker = open_speaker(target)
     opening = [Message("system", system)] if system else []
-    has_turns = speaker.template.jinja_text is not None
+    has_turns = speaker.template.takes_turns
     if opening:
         _require_place_for_system(speaker, target, opening)
     hint = "" if has_turns else "; no chat template: every line stands alone"
@@ -42,7 +42,7 @@ def _require_place_for_system(speaker: Speaker, target: str, opening: list[Messa
         encode_prompt(speaker.template, [*opening, Message("user", "Hello.")])
     except DataError as error:
         fact = f"the template of {target} cannot take it"
-        if speaker.template.jinja_text is None:
+        if not speaker.template.takes_turns:
             fact = f"{target} has no chat template to put it in"
         raise ConfigError(problem("--system", fact, "leave it out")) from error
 

@@ -27,7 +27,7 @@ from finetooth.data.records import Message
 from finetooth.data.templates import Template, encode_prompt, resolve_template
 from finetooth.data.tokenizer import load_tokenizer
 from finetooth.model.load import load_policy
-from finetooth.training.final import exported_template, save_final
+from finetooth.training.final import save_final
 from finetooth.training.trainer import SFTTrainer
 
 QUESTIONS = [f"What is {number}?" for number in range(4)]
@@ -172,7 +172,7 @@ def test_chatml_renders_the_same_ids_with_the_system_text_in_it(tmp_path: Path, 
             "words": ["a", HARD_TEXT],
             "names": {"user": HARD_TEXT},
         },
-        {"not-a-name": 1, "class": 2, "None": 3, "NONE": 4},
+        {"thinking": None, "nothing": False},
     ],
     ids=str,
 )
@@ -204,16 +204,6 @@ def test_arguments_that_are_left_out_would_be_noticed(tmp_path: Path, monkeypatc
     monkeypatch.setattr("finetooth.training.final.exported_template", lambda template: template.jinja_text)
     with pytest.raises(AssertionError):
         assert_renders_as_in_training(tmp_path, template)
-
-
-def test_concat_has_no_template_to_export(tmp_path: Path):
-    source = write_small_tokenizer(tmp_path / "base", chat_template="{{ messages }}")
-    template = resolve_template("concat", load_tokenizer(source))
-    folder = save_template(tmp_path, template)
-    assert not (folder / "chat_template.jinja").exists()
-    assert AutoTokenizer.from_pretrained(folder).chat_template is None
-    with pytest.raises(AssertionError, match="concat has no Jinja text"):
-        exported_template(template)
 
 
 def test_the_template_of_the_training_takes_the_place_of_the_tokenizers_own(tmp_path: Path):

@@ -21,6 +21,7 @@ from finetooth.data.records import Document, Origin
 from finetooth.data.tokenizer import Tokenizer
 from finetooth.model.policy import PolicyModel
 from finetooth.model.quiet import quiet_transformers
+from finetooth.model.vocabulary import find_misfit
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 SHOWN_NAMES = 5
@@ -97,9 +98,8 @@ def prove_isolation(policy: PolicyModel, *, devices: DeviceManager, place: str =
 def refuse_misfits(policy: PolicyModel, tokenizer: Tokenizer | None, *, longest_document: int) -> None:
     """Raises ConfigError where the policy lacks an embedding for a token or a position in a document."""
     problems: list[str] = []
-    if tokenizer is not None and tokenizer.largest_id >= policy.vocab_size:
-        fact = f"ids up to {tokenizer.largest_id}, but the embedding has {policy.vocab_size} rows"
-        problems.append(problem("model.tokenizer", fact, "use the tokenizer that belongs to the model"))
+    if tokenizer is not None:
+        problems += find_misfit(policy, tokenizer.largest_id)
     positions = getattr(policy.model.config, "max_position_embeddings", longest_document)
     if longest_document > positions:
         fact = f"the longest document has {longest_document} tokens, the model {positions} positions"

@@ -7,7 +7,9 @@ from typing import Any
 
 from finetooth.base.distributed import ALONE, Ranks
 from finetooth.config.schema import SFTConfig
+from finetooth.data.template_text import TELLS_TIME
 from finetooth.data.templates import Template
+from finetooth.data.tokenizer_files import TOKEN_FLAGS
 from finetooth.model.policy import PolicyModel
 from finetooth.training.dealt_files import common_folder, save_policy
 
@@ -42,6 +44,7 @@ def _name_stop_tokens(path: Path, template: Template) -> None:
 
 
 def _save_tokenizer(folder: Path, template: Template) -> None:
+    """Copies the tokenizer's files, with the tokens that the template added written into them."""
     source = template.tokenizer.folder
     assert source is not None, "a run's tokenizer was read from a folder"
     for name in TOKENIZER_FILES:
@@ -50,27 +53,32 @@ def _save_tokenizer(folder: Path, template: Template) -> None:
     settings_path = folder / "tokenizer_config.json"
     settings = json.loads(settings_path.read_text(encoding="utf-8")) if settings_path.exists() else {}
     settings.pop("chat_template", None)  # the file beside it holds the template of the training
+    if template.added_tokens:
+        (folder / "tokenizer.json").write_bytes(template.tokenizer.definition)
+        if "added_tokens_decoder" in settings:
+            settings["added_tokens_decoder"] |= {
+                str(template.tokenizer.control_tokens[name]): {**TOKEN_FLAGS, "content": name}
+                for name in template.added_tokens
+            }
     settings_path.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
-    if template.jinja_text is not None:
-        (folder / "chat_template.jinja").write_text(exported_template(template), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(exported_template(template), encoding="utf-8")
 
 
 def exported_template(template: Template) -> str:
-    """Jinja text that renders by itself what training rendered: with `template_args` and `system` in it."""
-    assert template.jinja_text is not None, "concat has no Jinja text"
-    arguments = {name: value for name, value in template.arguments.items() if _can_be_set(name)}
-    prefix = "".join(f"{{% set {name} = {_literal(value)} %}}" for name, value in arguments.items())
+    """Jinja text that renders by itself what training rendered.
+
+    `template_args`, `system` and the time that the training told are written into it.
+    """
+    prefix = "".join(f"{{% set {name} = {_literal(value)} %}}" for name, value in template.arguments.items())
+    if template.date_formats:
+        told = {format: template.now.strftime(format) for format in template.date_formats}
+        prefix += f"{{% macro {TELLS_TIME}(format) %}}{{{{ {_literal(told)}[format] }}}}{{% endmacro %}}"
     if template.system is not None:
         message = _literal([{"role": "system", "content": template.system}])
         has_none = "messages | selectattr('role', 'equalto', 'system') | list | length == 0"
         prefix += f"{{% if {has_none} %}}{{% set messages = {message} + messages %}}{{% endif %}}"
     # Blocks are trimmed: the line's end vanishes, and what begins the template still begins a line.
     return f"{prefix}\n{template.jinja_text}" if prefix else template.jinja_text
-
-
-def _can_be_set(name: str) -> bool:
-    """Whether a template can read a variable of this name; others had no effect in training either."""
-    return name.isidentifier() and name not in ("true", "True", "false", "False", "none", "None")
 
 
 def _literal(value: Any) -> str:
