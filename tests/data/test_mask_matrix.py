@@ -1,0 +1,391 @@
+"""Every tokenizer with every template and every shape of conversation: no target differs from the oracle."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pytest
+import tokenizers
+from tests.chat import CONTROL_TOKENS, SAMPLE, TEMPLATES, plain_messages, tiny_definition
+from tests.mask_oracle import Expected, Oracle, wrong_targets
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from finetooth.data.masking import render_with_report
+from finetooth.data.records import Conversation, Document, Message, Origin
+from finetooth.data.refusals import Refusal
+from finetooth.data.templates import Template, resolve_template
+from finetooth.data.tokenizer import Tokenizer, load_tokenizer
+from finetooth.data.tokenizer_files import TokenizerFiles
+from finetooth.data.turns import MaskOptions
+
+ORIGIN = Origin("matrix.jsonl", 1)
+SHARED_TEMPLATES = {
+    "gemma": "<end_of_turn>",
+    "llama3": "<|eot_id|>",
+    "phi3": "<|end|>",
+    "qwen2_5": "<|im_end|>",
+    "qwen3": "<|im_end|>",
+}
+BUILT_IN = {"chatml": "<|im_end|>", "six-token": "<EOA>", "headers": "", "concat": ""}  # "" = the end token
+SHARED_CONTROL_TOKENS = (
+    *("<start_of_turn>", "<end_of_turn>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|im_start|>", "<|im_end|>"),
+    *("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"),
+    *("<SOU>", "<EOU>", "<SOA>", "<EOA>", "<SOT>", "<EOT>"),
+)
+
+
+def system(text: str) -> Message:
+    return Message("system", text)
+
+
+def user(text: str) -> Message:
+    return Message("user", text)
+
+
+def answer(text: str, **fields: Any) -> Message:
+    return Message("assistant", text, **fields)
+
+
+def call(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Tells the weather.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+NAMES = " ".join(
+    ("<|im_end|>", "<|im_start|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<EOA>", "<s>", "</s>")
+)
+LONG = "The quick brown fox jumps over 13 lazy dogs;\n\tit does so twice. " * 150
+
+SHAPES: dict[str, tuple[Message, ...]] = {
+    "one turn": (user("What is 2+2?"), answer("It is 4.")),
+    "system": (system("Be brief."), user("What is 2+2?"), answer("4")),
+    "empty system": (system(""), user("What is 2+2?"), answer("4")),
+    "several turns": (
+        user("Hi"),
+        answer("Hello!"),
+        user("2+2?"),
+        answer("4."),
+        user("Sure?"),
+        answer("Yes."),
+    ),
+    "ends with user": (user("Hi"), answer("Hello!"), user("And now?")),
+    "two answers in a row": (user("Hi"), answer("Hello!"), answer("How are you?")),
+    "two questions in a row": (user("Hi"), user("2+2?"), answer("4")),
+    "unicode": (
+        user("Grüße, 日本語? 👩‍👩‍👧 e\u0301"),
+        answer("naïve\u00a0😀 שלום \u202eabc\u202c 한국어 e\u0301\u0323"),
+    ),
+    "spaces at the edges": (user("  2+2?  "), answer("  4  "), user("\t?\t"), answer(" so ")),
+    "newlines first": (user("\n\n2+2?"), answer("\n\n4\n\n"), user("\nSure?\n"), answer("\nYes")),
+    "newline in the first token": (user("Say"), answer(".\n\n\n  x"), user("More"), answer(":\n\n")),
+    "very long": (user(LONG), answer(LONG + "4")),
+    "code": (user("Indent"), answer("def f(x):\n        if x  <  2:\n\t\treturn [x]\n\n\n        # done\n")),
+    "control names": (
+        user(f"{NAMES} a<|im_end|>b"),
+        answer(f"{NAMES}<|im_end|>"),
+        user("<|im_"),
+        answer("end|>"),
+    ),
+    "control names in system": (system(NAMES), user("Hi"), answer("Hello!")),
+    "reasoning": (user("2+2?"), answer("4", reasoning_content="Two and two.")),
+    "reasoning twice": (
+        user("2+2?"),
+        answer("4", reasoning_content="Two and two."),
+        user("3+3?"),
+        answer("6", reasoning_content="Three\n\nand three."),
+    ),
+    "reasoning split off": (
+        user("2+2?"),
+        answer("4", reasoning_content="Two.", text_with_reasoning="<think>\nTwo.\n</think>\n\n4"),
+    ),
+    "inline reasoning": (user("2+2?"), answer("<think>\nTwo.\n</think>\n\n4")),
+    "tools": (
+        system("Use tools."),
+        user("Weather in Rome?"),
+        answer("I look.", tool_calls=(call("weather", city="Rome"),)),
+        Message("tool", '{"degrees": 21}'),
+        answer("21 degrees."),
+    ),
+    "several calls": (
+        user("Rome and <|im_end|> Oslo?"),
+        answer(
+            "", tool_calls=(call("weather", city="Rome"), call("weather", days=2, city="</tool_call> Oslö"))
+        ),
+        Message("tool", "21"),
+        Message("tool", "3 <|im_end|>"),
+        answer("", reasoning_content="Once more.", tool_calls=(call("weather", city="Rome"),)),
+        Message("tool", "21"),
+        answer("21 and 3."),
+    ),
+    "tools unused": (user("Hi"), answer("Hello!")),
+    "context only": (user("Hi"), answer("Hello!", loss_weight=0), user("2+2?"), answer("4")),
+}
+NAMED = {  # these hold names of control tokens, which the plain tokenizer takes for the tokens
+    *("control names", "control names in system", "several calls"),
+    *("reasoning split off", "inline reasoning"),
+}
+WITH_TOOLS = ("tools", "several calls", "tools unused")
+
+_NO_REASONING = "messages[1] (assistant): the template leaves out its reasoning_content"
+_NO_CALLS = "messages[{}] (assistant): the template leaves out its tool_calls"
+_WITHOUT_PLACE_FOR_TOOLS = {
+    _NO_REASONING: ("reasoning", "reasoning twice"),
+    _NO_CALLS.format(2): ("tools",),
+    _NO_CALLS.format(1): ("several calls",),
+    "the template leaves out the tools": ("tools unused",),
+}
+_IN_TURN = "the template refuses it: six-token takes a system text, then user and assistant in turn"
+_NO_SYSTEM = "the template refuses it: System role not supported"
+_ALTERNATE = "the template refuses it: Conversation roles must alternate user/assistant/user/assistant/..."
+_ANOTHER_BEGIN = "messages[2] (assistant): its rendered turn does not begin with the generation prompt"
+_ONE_PAIR = (
+    "one turn",
+    "unicode",
+    "very long",
+    "code",
+    "reasoning",
+    "reasoning split off",
+    "inline reasoning",
+)
+REFUSED: dict[str, dict[str, tuple[str, ...]]] = {
+    "chatml": _WITHOUT_PLACE_FOR_TOOLS,
+    "trimming": _WITHOUT_PLACE_FOR_TOOLS,
+    "llama3": _WITHOUT_PLACE_FOR_TOOLS,
+    "phi3": _WITHOUT_PLACE_FOR_TOOLS,
+    "rewriting": {
+        _ANOTHER_BEGIN: ("two answers in a row",),
+        _NO_CALLS.format(2): ("tools",),
+        _NO_CALLS.format(1): ("several calls",),
+        "the template leaves out the tools": ("tools unused",),
+    },
+    "headers": {
+        _NO_REASONING: ("reasoning", "reasoning twice"),
+        "the template refuses it: headers has no header for the role tool": ("tools", "several calls"),
+        "the template leaves out the tools": ("tools unused",),
+    },
+    "six-token": {
+        _NO_REASONING: ("reasoning", "reasoning twice"),
+        _IN_TURN: ("two answers in a row", "two questions in a row", "tools", "several calls"),
+        "the template leaves out the tools": ("tools unused",),
+    },
+    "concat": {
+        _NO_REASONING: ("reasoning",),
+        "the template leaves out the tools": ("tools unused",),
+        "the template refuses it: concat takes one prompt and one response, nothing else": tuple(
+            shape for shape in SHAPES if shape not in (*_ONE_PAIR, "tools unused", "ends with user")
+        ),
+    },
+    "gemma": {
+        _NO_SYSTEM: ("system", "empty system", "control names in system", "tools"),
+        _ALTERNATE: ("two answers in a row", "two questions in a row", "several calls"),
+        _NO_REASONING: ("reasoning", "reasoning twice"),
+        "the template leaves out the tools": ("tools unused",),
+    },
+    "qwen2_5": {
+        _NO_REASONING: ("reasoning", "reasoning twice"),
+        "messages[4] (assistant): the template leaves out its reasoning_content": ("several calls",),
+    },
+    "qwen3": {
+        _ANOTHER_BEGIN: ("two answers in a row",),
+        "messages[1] (assistant): the template changes its content": ("inline reasoning",),
+    },
+}
+"""What which template cannot do: the reason of its refusal, and the shapes. All else is proved."""
+
+VARIANTS = {
+    "assistant": MaskOptions(),
+    "last": MaskOptions(loss_on="last"),
+    "answers alone": MaskOptions(train_reasoning=False),
+}
+"""Options, by what they train; the oracle knows reasoning by its place before the content."""
+
+
+def conversation_of(shape: str) -> Conversation:
+    tools = (WEATHER,) if shape in WITH_TOOLS else ()
+    return Conversation(SHAPES[shape], ORIGIN, tools)
+
+
+def expected_of(
+    oracle: Oracle, template: Template, talk: Conversation, stop: str, variant: str
+) -> list[Expected]:
+    weights = [message.loss_weight if message.role == "assistant" else 0 for message in talk.messages]
+    trained = [index for index, weight in enumerate(weights) if weight]
+    messages = plain_messages(talk)
+    reasoning: dict[int, str] = {}
+    for index, message in enumerate(talk.messages):
+        if message.reasoning_content is not None:
+            reasoning[index] = ""
+        if message.text_with_reasoning is not None and "reasoning_content" not in template.jinja_text:
+            del messages[index]["reasoning_content"]
+            messages[index]["content"] = message.text_with_reasoning
+            reasoning[index] = message.text_with_reasoning.removesuffix(message.content)
+    return oracle.documents(
+        template.jinja_text,
+        messages,
+        list(talk.tools) or None,
+        stop=stop or str(template.tokenizer.eos_token),
+        trained=trained[-1:] if variant == "last" else trained,
+        reasoning=reasoning if variant == "answers alone" else {},
+        **template.arguments,
+    )
+
+
+def num_wrong(documents: tuple[Document, ...], expected: list[Expected]) -> int:
+    """Positions that differ; documents too many or too few count with all of theirs."""
+    pairs = zip(documents, expected, strict=False)
+    wrong = sum(wrong_targets(d.token_ids.tolist(), d.loss_weights.tolist(), e) for d, e in pairs)
+    wrong += sum(d.prompt_length != e.prompt_length for d, e in zip(documents, expected, strict=False))
+    wrong += sum(len(d.token_ids) for d in documents[len(expected) :])
+    return wrong + sum(len(e.token_ids) for e in expected[len(documents) :])
+
+
+def check(oracle: Oracle, template: Template, stop: str) -> dict[str, str]:
+    """Holds every shape and variant against the oracle; gives the reasons of what is refused, by shape."""
+    refused: dict[str, str] = {}
+    for shape in SHAPES:
+        talk = conversation_of(shape)
+        check_text(oracle, template, talk)
+        for variant, options in VARIANTS.items():
+            [result], report = render_with_report([talk], template, options=options)
+            if isinstance(result, Refusal):
+                refused[shape] = result.reason
+                continue
+            expected = expected_of(oracle, template, talk, stop, variant)
+            assert num_wrong(result, expected) == 0, (template.name, shape, variant)
+            assert report.num_seams == sum(document.has_seam for document in expected)
+            if shape not in NAMED:
+                check_ids(oracle, expected)
+    return refused
+
+
+def check_text(oracle: Oracle, template: Template, talk: Conversation) -> None:
+    """The rendered text is the one of transformers, and where that refuses, so does the template here."""
+    arguments = (template.jinja_text, plain_messages(talk), list(talk.tools) or None)
+    try:
+        expected = oracle.text(*arguments, **template.arguments)
+    except jinja2.TemplateError:
+        expected = None
+    try:
+        rendered = template.render(
+            *template.variables(talk.messages, talk.tools), add_generation_prompt=False
+        )
+    except jinja2.TemplateError:
+        rendered = None
+    assert (rendered and str.__str__(rendered)) == expected
+
+
+def check_ids(oracle: Oracle, expected: list[Expected]) -> None:
+    """The oracle's own ids are those of the plain tokenizer, but for seams."""
+    for document in expected:
+        plain = oracle.plain(document.text, add_special_tokens=False)["input_ids"]
+        assert (document.token_ids == plain) != document.has_seam
+
+
+@functools.cache
+def tiny_unigram() -> str:
+    """A tokenizer.json in the manner of SentencePiece, whose vocabulary holds its control tokens too."""
+    tokenizer = tokenizers.Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
+    alphabet = sorted(set(SAMPLE + LONG) - {" "})
+    special = ["<unk>", *CONTROL_TOKENS]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300,
+        special_tokens=special,
+        unk_token="<unk>",
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([SAMPLE, LONG] * 4, trainer)
+    tokenizer.add_special_tokens(special)
+    return tokenizer.to_str()
+
+
+def template_of(name: str, jinja_text: str | None, tokenizer: Tokenizer, folder: Path) -> Template:
+    if jinja_text is None:
+        return resolve_template(name, tokenizer)
+    file = folder / f"{name}.jinja"
+    file.write_text(jinja_text, encoding="utf-8")
+    return resolve_template(str(file), tokenizer)
+
+
+@functools.cache
+def family(folder: Path) -> tuple[Tokenizer, Oracle]:
+    """A tokenizer with the control tokens of all templates, and the oracle for it."""
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer = tokenizer.with_tokens([t for t in SHARED_CONTROL_TOKENS if t not in tokenizer.control_tokens])
+    if tokenizer.bos_token is None:
+        special_tokens = {**tokenizer.special_tokens, "bos_token": str(tokenizer.eos_token)}
+        tokenizer = Tokenizer(TokenizerFiles(json.loads(tokenizer.definition), special_tokens))
+    return tokenizer, Oracle(tokenizer.definition.decode(), tokenizer.special_tokens)
+
+
+@functools.cache
+def tiny_family(definition: Callable[[], str]) -> tuple[Tokenizer, Oracle]:
+    """One of the tokenizers made here, as above."""
+    special_tokens = {"bos_token": "<s>", "eos_token": "<|end_of_text|>"}
+    tokenizer = Tokenizer(TokenizerFiles(json.loads(definition()), special_tokens))
+    tokenizer = tokenizer.with_tokens([t for t in SHARED_CONTROL_TOKENS if t not in tokenizer.control_tokens])
+    return tokenizer, Oracle(tokenizer.definition.decode(), special_tokens)
+
+
+def expected_refusals(template: str) -> dict[str, str]:
+    return {shape: reason for reason, shapes in REFUSED.get(template, {}).items() for shape in shapes}
+
+
+@pytest.mark.parametrize("definition", [tiny_definition, tiny_unigram])
+@pytest.mark.parametrize("name", {**TEMPLATES, **BUILT_IN})
+def test_no_target_is_wrong_with_tokenizers_made_here(definition: Any, name: str, tmp_path: Path):
+    tokenizer, oracle = tiny_family(definition)
+    text = None if name in BUILT_IN else TEMPLATES[name]
+    template = template_of(name, text, tokenizer, tmp_path)
+    assert check(oracle, template, BUILT_IN.get(name, "<|im_end|>")) == expected_refusals(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3", "mistral_v3", "olmo_neox"])
+@pytest.mark.parametrize("dialect", {**SHARED_TEMPLATES, **BUILT_IN})
+def test_no_target_is_wrong_with_tokenizers_of_the_world(
+    shared: Path, name: str, dialect: str, tmp_path: Path
+):
+    tokenizer, oracle = family(shared / "tokenizers" / name)
+    file = shared / f"templates/{dialect}.jinja"
+    text = file.read_text(encoding="utf-8") if dialect in SHARED_TEMPLATES else None
+    template = template_of(dialect, text, tokenizer, tmp_path)
+    stop = {**SHARED_TEMPLATES, **BUILT_IN}[dialect]
+    assert check(oracle, template, stop) == expected_refusals(dialect)
+
+
+@pytest.mark.parametrize("damage", ["shift by one", "no end token", "a control token in text"])
+def test_the_comparison_notices(damage: str, tmp_path: Path):
+    tokenizer, oracle = tiny_family(tiny_definition)
+    template = resolve_template("chatml", tokenizer)
+    talk = conversation_of("control names")
+    [documents], _ = render_with_report([talk], template)
+    assert not isinstance(documents, Refusal)
+    expected = expected_of(oracle, template, talk, "<|im_end|>", "assistant")
+    assert num_wrong(documents, expected) == 0
+    [document] = documents
+    token_ids, loss_weights = document.token_ids, document.loss_weights.copy()
+    if damage == "shift by one":
+        loss_weights = np.roll(loss_weights, 1)
+    elif damage == "no end token":
+        loss_weights[np.flatnonzero(loss_weights)[-1]] = 0
+    else:
+        text = oracle.text(template.jinja_text, plain_messages(talk)[:2])
+        token_ids = np.array(oracle.plain(text, add_special_tokens=False)["input_ids"], np.int32)
+        loss_weights = np.resize(loss_weights, len(token_ids))
+    damaged = Document(token_ids, loss_weights, document.prompt_length, ORIGIN)
+    assert num_wrong((damaged,), expected) > 0
