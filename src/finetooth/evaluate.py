@@ -35,7 +35,8 @@ def evaluate(
     prepared = prepare_data(config, console=console)
     policy = load_policy(ModelConfig(path=model_folder(target)), devices=devices, place="command line")
     refuse_misfits(policy, prepared.tokenizer, longest_document=prepared.longest_document)
-    losses = measure_losses(policy, train=prepared.train, dev=prepared.dev, config=config, devices=devices)
+    train, dev = prepared.train_documents, prepared.dev
+    losses = measure_losses(policy, train=train, dev=dev, config=config, devices=devices)
     figures: dict[str, Any] = {"target": target, **losses}
     if config.evaluation.exact_match is not None and prepared.dev is not None:
         answered = _answers(policy, prepared, config, devices, limit, console)

@@ -25,7 +25,7 @@ def prepare(config: SFTConfig, *, console: Console) -> dict[str, Any]:
     """
     prepared = prepare_data(config, console=console)
     how = "already prepared" if prepared.is_reused else "prepared"
-    print_text(console, f"{describe_sources(config.data.train)}: {how}, template {prepared.template.name}")
+    print_text(console, f"{describe_sources(config.data.train)}: {how}, template {prepared.template_name}")
     print_text(console, f"ledger and stores: {prepared.folder}\n")
     console.print(summary_table(prepared))
     for line in summary_remarks(prepared, config):

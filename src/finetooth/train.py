@@ -135,7 +135,7 @@ def _judge_overfit(console: Console, summary: dict[str, Any]) -> None:
 
 def _documents(prepared: PreparedData, overfit: int | None) -> tuple[DocumentSource, DocumentSource | None]:
     if overfit is None:
-        return prepared.train, prepared.dev
+        return prepared.train_documents, prepared.dev
     return Subset(prepared.train, range(min(overfit, prepared.train.num_documents))), None
 
 

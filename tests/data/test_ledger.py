@@ -1,4 +1,4 @@
-"""Every entry has exactly one fate, in order, and the ledger counts them."""
+"""Every entry has exactly one fate, in order, whatever the portions, and the ledger counts them."""
 
 import json
 from collections import Counter
@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from tests.small_tokenizer import write_small_tokenizer
 
 from finetooth.config.schema import DataConfig
-from finetooth.data import ledger
+from finetooth.data import rendering
 from finetooth.data.formats.reading import Format
-from finetooth.data.ledger import Counts, Outcome, count_ledger, render_records
+from finetooth.data.ledger import Counts, Outcome, count_ledger
 from finetooth.data.records import Origin, Record
+from finetooth.data.rendering import render_records
 from finetooth.data.sources import BadLine, parse_object
 from finetooth.data.templates import Template, resolve_template
 from finetooth.data.tokenizer import load_tokenizer
@@ -31,7 +32,7 @@ def record(line: int, prompt: Any = "What is two?", response: Any = "Two.") -> R
 
 def render(entries: list[Record | BadLine], template: Template, **settings: Any) -> list[Outcome]:
     data = DataConfig(train="t.jsonl", **settings)
-    portions = render_records(iter(entries), template, format="prompt-response", data=data)
+    portions = render_records(iter(entries), template, format="prompt-response", fields=None, data=data)
     return [outcome for outcomes, _ in portions for outcome in outcomes]
 
 
@@ -41,17 +42,20 @@ def test_each_entry_is_kept_dropped_or_refused(chatml: Template):
     outcomes = render(entries, chatml, max_length=40)
     assert [outcome.entry for outcome in outcomes] == entries
     assert [outcome.state for outcome in outcomes] == ["kept", "refused", "refused", "dropped", "kept"]
-    kept, refused, bad, dropped, _ = [outcome.ledger_line("train") for outcome in outcomes]
+    kept, refused, bad, dropped, _ = [outcome.ledger_line("train", "t.jsonl") for outcome in outcomes]
     assert kept == {
         "origin": "t.jsonl:1",
+        "source": "t.jsonl",
         "split": "train",
         "state": "kept",
         "reason": None,
+        "same_as": None,
+        "mask": "proved",
         "documents": 1,
         "tokens": len(outcomes[0].documents[0].token_ids),
         "targets": outcomes[0].documents[0].num_targets,
     }
-    nothing = {"documents": 0, "tokens": 0, "targets": 0}
+    nothing = {"mask": None, "documents": 0, "tokens": 0, "targets": 0}
     assert refused == kept | nothing | {"origin": "t.jsonl:2", "state": "refused", "reason": "empty answer"}
     assert bad == kept | nothing | {"origin": "t.jsonl:3", "state": "refused", "reason": "NaN is not JSON"}
     assert dropped["reason"] == "longer than data.max_length (40 tokens)"
@@ -68,16 +72,15 @@ def test_problems_name_place_fact_and_remedy(chatml: Template):
     )
 
 
-def test_the_settings_decide_what_stops(chatml: Template):
-    kept, refused, dropped = render(
-        [record(1), record(2, response=""), record(4, response="four " * 50)], chatml, max_length=40
-    )
-    for on_bad_record in ("error", "drop"):
-        for on_long_document in ("error", "drop"):
-            data = DataConfig(train="t", on_bad_record=on_bad_record, on_long_document=on_long_document)
-            assert not kept.stops(data)
-            assert refused.stops(data) == (on_bad_record == "error")
-            assert dropped.stops(data) == (on_long_document == "error")
+@pytest.mark.parametrize("on_bad_record", ["error", "drop"])
+@pytest.mark.parametrize("on_long_document", ["error", "drop"])
+def test_the_settings_decide_what_is_an_error(chatml: Template, on_bad_record: str, on_long_document: str):
+    entries = [record(1), record(2, response=""), record(4, response="four " * 50)]
+    settings = {"on_bad_record": on_bad_record, "on_long_document": on_long_document}
+    kept, refused, dropped = render(entries, chatml, max_length=40, **settings)
+    assert not kept.is_error
+    assert refused.is_error == (on_bad_record == "error")
+    assert dropped.is_error == (on_long_document == "error")
 
 
 def test_a_document_of_just_the_longest_length_is_kept(chatml: Template):
@@ -90,20 +93,20 @@ def test_a_document_of_just_the_longest_length_is_kept(chatml: Template):
 def test_portions_play_no_part(chatml: Template, monkeypatch: pytest.MonkeyPatch):
     answers = ["four", "", "Two and two is four. " * 30, "yes", "no"]
     entries = [record(line, response=answer) for line, answer in enumerate(answers * 3, start=1)]
-    expected = [outcome.ledger_line("dev") for outcome in render(entries, chatml, max_length=100)]
+    expected = [outcome.ledger_line("dev", "t") for outcome in render(entries, chatml, max_length=100)]
     assert Counter(line["state"] for line in expected) == {"kept": 9, "refused": 3, "dropped": 3}
-    for name, value in (("_CHUNK_RECORDS", 1), ("_CHUNK_RECORDS", 4), ("_CHUNK_CHARACTERS", 100)):
+    for name, value in (("_PORTION_RECORDS", 1), ("_PORTION_RECORDS", 4), ("_PORTION_CHARACTERS", 100)):
         with monkeypatch.context() as patch:
-            patch.setattr(ledger, name, value)
-            assert [o.ledger_line("dev") for o in render(entries, chatml, max_length=100)] == expected
+            patch.setattr(rendering, name, value)
+            assert [o.ledger_line("dev", "t") for o in render(entries, chatml, max_length=100)] == expected
 
 
 def test_no_more_than_a_portion_is_taken_at_once(chatml: Template, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ledger, "_CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr(rendering, "_PORTION_CHARACTERS", 100)
     entries = iter([record(line, response="x" * 60) for line in range(1, 11)])
-    first, _ = next(
-        render_records(entries, chatml, format="prompt-response", data=DataConfig(train="t.jsonl"))
-    )
+    data = DataConfig(train="t.jsonl")
+    portions = render_records(entries, chatml, format="prompt-response", fields=None, data=data)
+    first, _ = next(portions)
     assert len(first) == 2
     assert len(list(entries)) == 8
 
@@ -138,7 +141,7 @@ def test_any_record_has_one_fate_and_the_counts_add_up(
     read = [parse_object(json.dumps(each)) for each in fields if is_readable(each)]
     entries = [Record(Origin("t", line), each) for line, each in enumerate(read, start=1)]
     data = DataConfig(train="t", max_length=max_length)
-    portions = list(render_records(entries, chatml, format=format, data=data))
+    portions = list(render_records(entries, chatml, format=format, fields=None, data=data))
     outcomes = [outcome for portion, _ in portions for outcome in portion]
     assert [outcome.entry for outcome in outcomes] == entries
     for outcome in outcomes:
@@ -147,7 +150,7 @@ def test_any_record_has_one_fate_and_the_counts_add_up(
         if outcome.state == "kept":
             assert all(len(d.token_ids) <= max_length and d.num_targets for d in outcome.documents)
     path = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
-    path.write_text("".join(json.dumps(outcome.ledger_line("train")) + "\n" for outcome in outcomes))
+    path.write_text("".join(json.dumps(outcome.ledger_line("train", "t")) + "\n" for outcome in outcomes))
     assert count_ledger(path).get("train", Counts()) == counted(outcomes)
 
 

@@ -16,7 +16,7 @@ from tests.small_tokenizer import write_small_tokenizer
 from finetooth.base.errors import DataError, FinetoothError
 from finetooth.base.files import check_folder
 from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig, TrainingConfig
-from finetooth.data import preparation
+from finetooth.data import accounting, inputs, preparation
 from finetooth.data.ledger import Counts, Outcome
 from finetooth.data.masking import RenderReport
 from finetooth.data.preparation import prepare_data
@@ -82,9 +82,12 @@ def test_records_become_stores_and_a_ledger(tokenizer: str):
     assert ledger_of(prepared.folder) == [
         {
             "origin": str(d.origin),
+            "source": "train.jsonl",
             "split": "train",
             "state": "kept",
             "reason": None,
+            "same_as": None,
+            "mask": "proved",
             "documents": 1,
             "tokens": len(d.token_ids),
             "targets": d.num_targets,
@@ -203,7 +206,10 @@ def test_two_records_give_one_to_each_side(tokenizer: str, seed: int):
 
 def test_dev_can_be_a_file(tokenizer: str):
     write("train.jsonl", [line(1), line(2)])
-    write("dev.json", [json.dumps([{"messages": [{"role": "assistant", "content": "four"}]}] * 3)])
+    write(
+        "dev.json",
+        [json.dumps([{"messages": [{"role": "assistant", "content": word}]} for word in ("a", "b", "c")])],
+    )
     prepared = prepare_data(config(tokenizer, dev="dev.json", max_records=1))
     assert prepared.dev is not None
     assert (prepared.train.num_documents, prepared.dev.num_documents) == (1, 3)
@@ -222,21 +228,26 @@ def test_records_beyond_the_limit_are_not_read(tokenizer: str):
 
 def test_what_is_passed_over_is_counted(tokenizer: str, monkeypatch: pytest.MonkeyPatch):
     alpaca = {"instruction": "Add.", "input": "2 and 2", "output": "four", "id": ""}
-    write("train.jsonl", [json.dumps(alpaca), json.dumps(alpaca | {"input": ""}), json.dumps(alpaca)])
+    others = [alpaca | {"input": "", "output": "5"}, alpaca | {"output": "6"}]
+    write("train.jsonl", [json.dumps(each) for each in (alpaca, *others)])
     names = {"prompt": "instruction", "response": "output"}
     assert prepare_data(config(tokenizer, fields=names)).unread_fields == {"input": 2}
     assert prepare_data(config(tokenizer, fields=names)).unread_fields == {"input": 2}
     write("train.jsonl", [json.dumps(alpaca | {f"x{n}": n for n in range(1, 9)})])
-    monkeypatch.setattr(preparation, "_UNREAD_FIELDS_NOTED", 3)
+    monkeypatch.setattr(accounting, "_UNREAD_FIELDS_NOTED", 3)
     assert len(prepare_data(config(tokenizer, fields=names)).unread_fields) == 3
 
 
 def test_nothing_is_prepared_twice_and_every_change_is_noticed(tokenizer: str, tmp_path: Path):
     write("train.jsonl", [line(number) for number in range(9)])
-    write("other.jsonl", [line(number) for number in range(9)])
+    write("other.jsonl", [line(number) for number in range(10, 19)])
     other_tokenizer = write_small_tokenizer(tmp_path / "t2", chat_template="{{ messages }}")
     settings = Path(other_tokenizer, "tokenizer_config.json")
     settings.write_text(settings.read_text().replace('"pad_token": "<|endoftext|>", ', ""))
+    Path("own.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ note }}{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{{ note }}{% endif %}"
+    )
     base = config(tokenizer, dev=0.5)
     variants: list[SFTConfig] = [
         base,
@@ -253,7 +264,9 @@ def test_nothing_is_prepared_twice_and_every_change_is_noticed(tokenizer: str, t
         config(tokenizer, template="concat"),
         config(tokenizer, fields={"prompt": "response", "response": "prompt"}),
         config(tokenizer, system="Be brief."),
-        config(tokenizer, template_args={"x": 1}),
+        config(tokenizer, template="own.jinja"),
+        config(tokenizer, template="own.jinja", template_args={"note": "x"}),
+        config(tokenizer, on_duplicate="keep"),
         config(other_tokenizer),
     ]
     folders = {prepare_data(variant).folder for variant in variants}
@@ -264,16 +277,17 @@ def test_nothing_is_prepared_twice_and_every_change_is_noticed(tokenizer: str, t
     assert prepare_data(config(tokenizer, seed=7)).is_reused
     before = Path("train.jsonl").read_text()
     write("train.jsonl", [before.strip().replace("8", "9")])
-    changed = prepare_data(base)
-    assert not changed.is_reused
+    assert not prepare_data(base).is_reused
     Path("train.jsonl").write_text(before)
     assert prepare_data(base).is_reused
+    Path("own.jinja").write_text(Path("own.jinja").read_text() + "\n")
+    assert not prepare_data(config(tokenizer, template="own.jinja")).is_reused
 
 
 def test_other_code_or_libraries_prepare_anew(tokenizer: str, monkeypatch: pytest.MonkeyPatch):
     write("train.jsonl", [line(1)])
     prepare_data(config(tokenizer))
-    for name in ("_code_fingerprint", "importlib.metadata.version"):
+    for name in ("code_fingerprint", "importlib.metadata.version"):
         with monkeypatch.context() as patch:
             patch.setattr(f"finetooth.data.preparation.{name}", lambda *_: "another")
             assert not prepare_data(config(tokenizer)).is_reused
@@ -309,7 +323,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(tokenizer: str, monkeypatc
         with Path(path).open("a") as file:
             file.write(line(2))
 
-    monkeypatch.setattr(preparation, "read_records", growing)
+    monkeypatch.setattr(inputs, "read_records", growing)
     with pytest.raises(DataError) as caught:
         prepare_data(config(tokenizer))
     assert str(caught.value) == (
@@ -336,13 +350,13 @@ def test_a_ledger_that_does_not_add_up_is_told(
     tokenizer: str, monkeypatch: pytest.MonkeyPatch, break_it: Any, mistakes: str
 ):
     write("train.jsonl", [line(1), line(2), line(3)])
-    rightly = preparation.render_records
+    rightly = accounting.render_records
 
     def wrongly(*arguments: Any, **named: Any) -> Iterator[tuple[list[Outcome], RenderReport]]:
         for outcomes, report in rightly(*arguments, **named):
             yield break_it(outcomes), report
 
-    monkeypatch.setattr(preparation, "render_records", wrongly)
+    monkeypatch.setattr(accounting, "render_records", wrongly)
     with pytest.raises(FinetoothError) as caught:
         prepare_data(config(tokenizer))
     assert str(caught.value).endswith(
@@ -352,13 +366,12 @@ def test_a_ledger_that_does_not_add_up_is_told(
 
 def test_a_store_that_lost_a_document_is_told(tokenizer: str, monkeypatch: pytest.MonkeyPatch):
     write("train.jsonl", [line(1), line(2)])
-    append = preparation.StoreWriter.append
+    extend = accounting.StoreWriter.extend
 
-    def forgetful(self: Any, document: Any) -> None:
-        if not self.num_documents:
-            append(self, document)
+    def forgetful(self: Any, documents: Any) -> None:
+        extend(self, documents[:1])
 
-    monkeypatch.setattr(preparation.StoreWriter, "append", forgetful)
+    monkeypatch.setattr(accounting.StoreWriter, "extend", forgetful)
     with pytest.raises(FinetoothError) as caught:
         prepare_data(config(tokenizer))
     told = str(caught.value).split(": ", 1)[1]
@@ -394,13 +407,14 @@ def test_the_second_of_two_takes_what_the_first_made(tokenizer: str, monkeypatch
     first = prepare_data(config(tokenizer)).folder
     kept = shutil.copytree(first, "kept")
     shutil.rmtree(first)
-    written = preparation._write
+    written = preparation.write_prepared
 
-    def slow(*arguments: Any) -> None:
-        written(*arguments)
+    def slow(*arguments: Any) -> dict[str, Any]:
+        described = written(*arguments)
         shutil.copytree(kept, first)  # another process finishes in between
+        return described
 
-    monkeypatch.setattr(preparation, "_write", slow)
+    monkeypatch.setattr(preparation, "write_prepared", slow)
     prepared = prepare_data(config(tokenizer))
     assert prepared.folder == first
     assert os.listdir("cache") == [first.name]
@@ -415,7 +429,7 @@ def test_neither_torch_nor_transformers_is_loaded(tokenizer: str):
 def test_memory_does_not_grow_with_the_number_of_records(tokenizer: str, monkeypatch: pytest.MonkeyPatch):
     import tracemalloc
 
-    monkeypatch.setattr("finetooth.data.ledger._CHUNK_RECORDS", 50)
+    monkeypatch.setattr("finetooth.data.rendering._PORTION_RECORDS", 50)
     peaks: list[int] = []
     for number in (200, 1600):
         write("train.jsonl", [line(n, "Two and two is four. " * 20) for n in range(number)])

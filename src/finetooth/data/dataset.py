@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +14,16 @@ from finetooth.base.errors import ConfigError, DataError, problem
 from finetooth.config.checks import find_problems
 from finetooth.config.schema import DataConfig
 from finetooth.config.settings import settings_of
-from finetooth.data.formats.reading import Format, FormatSetting, settle_format
-from finetooth.data.ledger import Outcome, render_records
+from finetooth.config.sources import Format, SourceConfig
+from finetooth.data.formats.reading import Format as SettledFormat
+from finetooth.data.formats.reading import is_prompt_response, settle_format
+from finetooth.data.inputs import entries_of
+from finetooth.data.ledger import SPLITS, Outcome
+from finetooth.data.quality import DoubleFinder
 from finetooth.data.records import IGNORED_LABEL, Document, Origin, Record
-from finetooth.data.sources import BadLine, NotARecordError, parse_object, read_records
+from finetooth.data.rendering import render_records
+from finetooth.data.source_files import files_of
+from finetooth.data.sources import BadLine, NotARecordError, parse_object
 from finetooth.data.store import ContentHashes
 from finetooth.data.templates import Template, resolve_template
 from finetooth.data.tokenizer import Tokenizer, load_tokenizer
@@ -26,7 +33,7 @@ from finetooth.data.turns import LossOn
 class SFTDataset:
     """Documents made of records exactly as a run makes them, kept in memory.
 
-    records:   a .jsonl or .json file, or dicts such as {"prompt": "2+2?", "response": "4"}
+    records:   a file, folder or pattern, or dicts such as {"prompt": "2+2?", "response": "4"}
     tokenizer: a tokenizer of transformers, or the folder or hub name of one
     The other arguments are the settings of the same name in run.yaml's `data` section.
 
@@ -44,15 +51,21 @@ class SFTDataset:
         records: str | Path | Iterable[Mapping[str, Any]],
         tokenizer: Any,
         *,
-        format: FormatSetting = "auto",
+        format: Format = "auto",
         fields: Mapping[str, str] | None = None,
+        input_join: str = "\n\n",
         template: str = "auto",
         template_args: Mapping[str, Any] | None = None,
         system: str | None = None,
         loss_on: LossOn = "assistant",
+        train_reasoning: bool = True,
+        train_end_token: bool = False,
+        allow_tokens: Sequence[str] = (),
         max_length: int = 2048,
         on_bad_record: Literal["error", "drop"] = "error",
-        on_long_document: Literal["error", "drop"] = "drop",
+        on_long_document: Literal["drop", "error", "keep-turns"] = "drop",
+        on_duplicate: Literal["drop", "error", "keep"] = "drop",
+        max_records: int | None = None,
     ):
         place = str(records) if isinstance(records, str | Path) else "records"
         data = DataConfig(
@@ -60,17 +73,24 @@ class SFTDataset:
             dev=None,
             format=format,
             fields=None if fields is None else dict(fields),
+            input_join=input_join,
             template=template,
             template_args=dict(template_args or {}),
             system=system,
             loss_on=loss_on,
+            train_reasoning=train_reasoning,
+            train_end_token=train_end_token,
+            allow_tokens=list(allow_tokens),
             max_length=max_length,
             on_bad_record=on_bad_record,
             on_long_document=on_long_document,
+            on_duplicate=on_duplicate,
+            max_records=max_records,
         )
         _require_sensible(data)
         if isinstance(records, str | Path):
-            read = functools.partial(read_records, place)
+            files = files_of(SourceConfig(path=place), place="records")
+            read = functools.partial(entries_of, files)
         else:
             read = functools.partial(iter, _entries_of(records))
         found = settle_format(read(), place, format=data.format, fields=data.fields)
@@ -79,11 +99,12 @@ class SFTDataset:
             _as_tokenizer(tokenizer),
             template_args=data.template_args,
             system=data.system,
-            is_prompt_response=found != "messages",
+            allow_tokens=data.allow_tokens,
+            is_prompt_response=is_prompt_response(found),
         )
         self.tokenizer = self.template.tokenizer
-        outcomes = _render(read(), self.template, found, data)
-        self.ledger = [outcome.ledger_line("train") for outcome in outcomes]
+        outcomes = _render(itertools.islice(read(), max_records), self.template, found, data)
+        self.ledger = [outcome.ledger_line("train", place) for outcome in outcomes]
         self._documents = [d for outcome in outcomes if outcome.state == "kept" for d in outcome.documents]
         self.lengths = np.array([len(d.token_ids) for d in self], np.int64)
         self.num_targets = np.array([d.num_targets for d in self], np.int64)
@@ -162,11 +183,13 @@ def _entries_of(records: Iterable[object]) -> list[Record | BadLine]:
 
 
 def _render(
-    entries: Iterable[Record | BadLine], template: Template, format: Format, data: DataConfig
+    entries: Iterable[Record | BadLine], template: Template, format: SettledFormat, data: DataConfig
 ) -> list[Outcome]:
-    rendered = render_records(entries, template, format=format, data=data)
-    outcomes = [outcome for portion, _ in rendered for outcome in portion]
-    if problems := [outcome.problem() for outcome in outcomes if outcome.stops(data)]:
+    finder = DoubleFinder(data)
+    rendered = render_records(entries, template, format=format, fields=data.fields, data=data)
+    portions = (portion for portion, _ in rendered)
+    outcomes = [o for portion in portions for o in finder.judge(portion, SPLITS[:1] * len(portion))]
+    if problems := [outcome.problem() for outcome in outcomes if outcome.is_error]:
         raise DataError(problems)
     if all(outcome.state != "kept" for outcome in outcomes):
         fact = f"none of {len(outcomes)} records can be used (the first: {outcomes[0].reason})"

@@ -12,7 +12,7 @@ A store is a folder (numbers are little-endian):
 import hashlib
 import json
 import os
-import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -33,7 +33,6 @@ _DOCUMENT = np.dtype(
         *(("length", "<i4"), ("prompt_length", "<i4"), ("num_targets", "<i4"), ("source", "<i4")),
     ]
 )
-_DOCUMENT_BYTES = struct.Struct("<qqdiiii")  # the same layout, twenty times faster for a single entry
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,12 +113,12 @@ def open_store(folder: Path) -> DocumentStore:
 
 
 class StoreWriter:
-    """Writes documents one by one into an existing folder, in memory that does not grow with their number.
+    """Writes documents as they come into an existing folder, in memory that does not grow with their number.
 
     The store is complete when the block ends; to make it appear only then, write into `new_folder(…)`.
 
         with StoreWriter(folder, tokenizer_fingerprint=…, template_fingerprint=…) as writer:
-            writer.append(document)
+            writer.extend(documents)
     """
 
     def __init__(self, folder: Path, *, tokenizer_fingerprint: str, template_fingerprint: str):
@@ -140,30 +139,38 @@ class StoreWriter:
 
     def append(self, document: Document) -> None:
         """Adds a document: token_ids [T] and loss_weights [T], T at least 1."""
-        token_ids = document.token_ids.astype(_TOKEN_ID, copy=False)
-        loss_weights = document.loss_weights.astype(_LOSS_WEIGHT, copy=False)
-        length = len(token_ids)
-        assert len(loss_weights) == length > 0, "one loss weight per token"
-        assert loss_weights[0] == 0, "nothing predicts the first token"
-        assert 0 <= document.prompt_length <= length
-        source = self._sources.setdefault(document.origin.path, len(self._sources))
+        self.extend([document])
+
+    def extend(self, documents: Sequence[Document]) -> None:
+        """Adds documents in order; a few hundred at a time cost far less than one by one."""
+        if not documents:
+            return
+        lengths = np.array([len(document.token_ids) for document in documents], np.int64)
+        assert lengths.all(), "a document holds at least one token"
+        assert all(len(document.loss_weights) == len(document.token_ids) for document in documents)
+        token_ids = np.concatenate([document.token_ids for document in documents]).astype(_TOKEN_ID)
+        loss_weights = np.concatenate([document.loss_weights for document in documents]).astype(_LOSS_WEIGHT)
+        starts = np.cumsum(lengths) - lengths
+        assert not loss_weights[starts].any(), "nothing predicts the first token"
+        entries = np.empty(len(documents), _DOCUMENT)
+        entries["offset"] = self.num_tokens + starts
+        entries["line"] = [document.origin.line for document in documents]
+        entries["loss_weight_total"] = np.add.reduceat(loss_weights.astype(np.float64), starts)
+        entries["length"] = lengths
+        entries["prompt_length"] = [document.prompt_length for document in documents]
+        entries["num_targets"] = np.add.reduceat((loss_weights != 0).astype(np.int64), starts)
+        entries["source"] = [self._source_number(document.origin.path) for document in documents]
+        assert np.all((entries["prompt_length"] >= 0) & (entries["prompt_length"] <= lengths))
         self._token_ids.write(token_ids.tobytes())
         self._loss_weights.write(loss_weights.tobytes())
-        self._documents.write(
-            _DOCUMENT_BYTES.pack(
-                self.num_tokens,
-                document.origin.line,
-                float(loss_weights.sum(dtype=np.float64)),
-                length,
-                document.prompt_length,
-                document.num_targets,
-                source,
-            )
-        )
-        self._hashes.add_document(document)
-        self.num_documents += 1
-        self.num_tokens += length
-        self.num_targets += document.num_targets
+        self._documents.write(entries.tobytes())
+        self._hashes.add(token_ids, loss_weights, np.stack([lengths, entries["prompt_length"]], axis=1))
+        self.num_documents += len(documents)
+        self.num_tokens += len(token_ids)
+        self.num_targets += int(entries["num_targets"].sum())
+
+    def _source_number(self, path: str) -> int:
+        return self._sources.setdefault(path, len(self._sources))
 
     def __enter__(self) -> "StoreWriter":
         return self

@@ -11,7 +11,7 @@ from finetooth.data.records import Document, DocumentSource
 class Subset:
     """The documents with the given numbers, in that order; a DocumentSource itself."""
 
-    def __init__(self, source: DocumentSource, numbers: Sequence[int]):
+    def __init__(self, source: DocumentSource, numbers: Sequence[int] | np.ndarray):
         self._source = source
         self._numbers = np.asarray(numbers, dtype=np.int64)
         self.lengths: np.ndarray = source.lengths[self._numbers]

@@ -58,7 +58,7 @@ def summary_data(prepared: PreparedData) -> dict[str, Any]:
         "folder": str(prepared.folder),
         "ledger": str(prepared.folder / "ledger.jsonl"),
         "is_reused": prepared.is_reused,
-        "template": prepared.template.name,
+        "template": prepared.template_name,
         "unread_fields": prepared.unread_fields,
         "has_more_records": prepared.has_more_records,
         **dataclasses.asdict(prepared.report),

@@ -80,7 +80,7 @@ class SFTTrainer:
         documents = train
         if documents is None:
             prepared = prepare_data(config, console=self.console)
-            documents, dev, template = prepared.train, prepared.dev, prepared.template
+            documents, dev, template = prepared.train_documents, prepared.dev, prepared.template
         if config.evaluation.exact_match is not None and template is None:
             raise ConfigError(problem("evaluation.exact_match", "no template was given", "pass template="))
         self.train_documents = documents
