@@ -18,8 +18,10 @@ def read_tools(root: Entry, name: str, *, wrap: bool) -> tuple[dict[str, Any], .
 
     wrap: whether bare tools are put under `function`, as they are where a model is served with tools
     """
-    values = enumerate(root.optional_list(name))
-    tools = [_object(value, f"{root.inner(name)}[{index}]") for index, value in values]
+    values = root.optional_list(name)
+    if not values:
+        return ()
+    tools = [_object(value, f"{root.inner(name)}[{index}]") for index, value in enumerate(values)]
     return tuple(map(_wrapped, tools)) if wrap else tuple(tools)
 
 

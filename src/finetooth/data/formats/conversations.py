@@ -29,7 +29,7 @@ def conversation_of(
             fact = f"both a field {root.label('system')} and a system message"
             raise UnfitError(fact, "keep one of them")
         complete.insert(0, Message("system", system))
-    if all(message.role != "assistant" for message in complete):
+    if not any(message.role == "assistant" for message in complete):
         raise UnfitError("no assistant turn", "add an answer or remove the record")
     found = read_tools(root, "tools", wrap=True) if tools is None else tools
     return Conversation(tuple(complete), origin, tools=found)

@@ -1,7 +1,8 @@
 """One object of a record, whose values are taken by name, so that what nobody takes can be named."""
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from finetooth.data.sources import NotARecordError, kind_of, parse_json
@@ -38,10 +39,10 @@ class Entry:
         family: "list[Entry] | None" = None,
     ) -> None:
         self.place = place
-        self._values = values
         self._names = names or {}
         self._taken: set[str] = set()
         self._skipped: set[str] = set()
+        self._values = self._renamed(values) if names else values
         self._family = family
         if family is not None:
             family.append(self)
@@ -54,38 +55,34 @@ class Entry:
 
     def take(self, name: str) -> Any:
         """The value of a field, which counts as read from now on."""
-        actual = self._actual(name)
-        if actual is None:
-            return None
-        self._taken.add(actual)
-        return self._values.get(actual)
+        self._taken.add(name)
+        return self._values.get(name)
 
     def peek(self, name: str) -> Any:
         """The value of a field, which does not count as read."""
-        actual = self._actual(name)
-        return None if actual is None else self._values.get(actual)
+        return self._values.get(name)
 
     def one_of(self, *names: str) -> str:
         """Which of several names of one thing is used here; the first where none is."""
         named = [name for name in names if name in self._names]
         candidates = named or names
-        filled = [name for name in candidates if not is_empty(self.peek(name))]
+        filled = [name for name in candidates if not is_empty(self._values.get(name))]
         for other in filled[1:]:
             if self.take(other) != self.peek(filled[0]):
                 fact = f"both {self.label(filled[0])} and {self.label(other)}"
                 remedy = "keep one of them" if self.place else "name one of them in data.fields"
                 raise UnfitError(fact, remedy)
-        present = [name for name in candidates if self._actual(name) in self._values]
-        return [*filled, *present, *candidates][0]
+        if filled:
+            return filled[0]
+        return next((name for name in candidates if name in self._values), candidates[0])
 
     def text(self, name: str) -> str:
         """A field that must hold a text."""
-        value = self.required(name)
-        if not isinstance(value, str):
-            raise UnfitError(
-                f"{self.label(name)} is {kind_of(value)} instead of a text", "write it as a text"
-            )
-        return value
+        value = self.take(name)
+        if isinstance(value, str):
+            return value
+        fact = f"{self.label(name)} is {kind_of(self.required(name))} instead of a text"
+        raise UnfitError(fact, "write it as a text")
 
     def optional_text(self, name: str) -> str | None:
         """A field that may hold a text."""
@@ -121,13 +118,12 @@ class Entry:
 
     def required(self, name: str) -> Any:
         """A field that must be there; it may be null."""
-        value = self.take(name)
-        if value is None and self._actual(name) not in self._values:
+        if name not in self._values:
             if self.place:
                 raise UnfitError(f"{self.place} has no {name!r}", "add it")
-            fact = f"no field {self.label(name)}; it has {listed(self._values)}"
+            fact = f"no field {self.label(name)}; it has {listed(map(self.inner, self._values))}"
             raise UnfitError(fact, "add it, or set data.format or data.fields")
-        return value
+        return self.take(name)
 
     def label(self, name: str) -> str:
         """How messages call a field: 'prompt', or messages[1].content."""
@@ -145,18 +141,20 @@ class Entry:
     def passed_over(self) -> Iterator[str]:
         """What nobody took, empty values aside; places lose their numbers."""
         yield from self._skipped
-        place = _INDEX.sub("[]", self.place)
         for name, value in self._values.items():
             if name not in self._taken and not is_empty(value):
-                yield f"{place}.{name}" if place else name
+                yield _INDEX.sub("[]", self.inner(name)) if self.place else self.inner(name)
 
-    def _actual(self, name: str) -> str | None:
-        """What the record calls a field; None where a name was given to another field."""
-        if not self._names:
-            return name
-        if name in self._names:
-            return self._names[name]
-        return None if name in self._names.values() else name
+    def _renamed(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values by the format's names; what stands under such a name without being meant is skipped."""
+        own = {actual: name for name, actual in self._names.items()}
+        renamed: dict[str, Any] = {}
+        for name, value in values.items():
+            if name in own or name not in self._names:
+                renamed[own.get(name, name)] = value
+            elif not is_empty(value):
+                self._skipped.add(name)
+        return renamed
 
     def _parsed(self, name: str, text: str) -> Any:
         try:
@@ -171,7 +169,7 @@ class Entry:
 
 def is_empty(value: object) -> bool:
     """Whether a value says nothing: null, or an empty text, list or object."""
-    return value is None or value in ("", [], {})
+    return not value and (value is None or isinstance(value, (str, list, dict)))
 
 
 def is_transcript(value: object) -> bool:
@@ -179,10 +177,10 @@ def is_transcript(value: object) -> bool:
     return isinstance(value, str) and len(_SPEAKER.findall(value)) > 1
 
 
-def listed(names: Mapping[str, Any]) -> str:
+def listed(names: Iterable[str]) -> str:
     """The first names of an object, for messages."""
-    shown = [shortened(name) for name in list(names)[:8]]
-    return ", ".join([*shown, "…"] if len(names) > 8 else shown) or "no fields"
+    shown = [shortened(name) for name in itertools.islice(names, 9)]
+    return ", ".join(shown if len(shown) < 9 else [*shown[:8], "…"]) or "no fields"
 
 
 def shortened(value: object) -> str:
