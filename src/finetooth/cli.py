@@ -136,6 +136,50 @@ def prepare(
 
 
 @app.command()
+def inspect(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    record: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="One record: its number from 1, or FILE:LINE as the ledger has it."),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="The documents and rows of this update.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="Of the step, the rows of this rank.")] = None,
+    world: Annotated[int | None, typer.Option(min=1, help="Number of ranks.")] = None,
+    row: Annotated[
+        int | None, typer.Option(min=1, help="Of the step, the tokens of this row, from 1.")
+    ] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="One line per token, with its id.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write samples, or the record, as a page.")
+    ] = None,
+    as_json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Look at records, masks and steps, token by token."""
+
+    def verb(console: "Console") -> dict[str, Any]:
+        config = _load(run_file, overrides)
+        from finetooth.inspect_data import inspect as run
+
+        return run(
+            config,
+            record=record,
+            step=step,
+            rank=rank,
+            world=world,
+            row=row,
+            ids=ids,
+            html=html,
+            console=console,
+        )
+
+    _run(verb, as_json=as_json)
+
+
+@app.command()
 def train(
     run_file: RunFile,
     overrides: Overrides = None,

@@ -17,12 +17,12 @@ CONTEXT_STYLE = "dim"
 _LONGEST_TOKEN = 60
 
 
-def mask_view(document: Document, tokenizer: Tokenizer) -> Text:
+def mask_view(document: Document, tokenizer: Tokenizer, *, end: int | None = None) -> Text:
     """The document's text with each run of targets between ⟦ and ⟧; line ends show as ↵.
 
     A loss weight other than 1 stands in brackets of its own before the targets: ⟦⟦0.5⟧four⟧. Characters that
     do not print, and brackets that stand in the data, appear as escapes, so that nothing in a record can
-    drive the terminal or pass for a mark.
+    drive the terminal or pass for a mark. `end` leaves out the tokens from there on.
 
         <|im_start|>user↵
         2+2?<|im_end|>↵
@@ -30,7 +30,8 @@ def mask_view(document: Document, tokenizer: Tokenizer) -> Text:
         ⟦4<|im_end|>⟧↵
     """
     view = Text()
-    for loss_weight, run in itertools.groupby(pieces_of(document, tokenizer), lambda p: p.loss_weight):
+    pieces = pieces_of(document, tokenizer, end=end)
+    for loss_weight, run in itertools.groupby(pieces, lambda piece: piece.loss_weight):
         text = visible("".join(piece.text for piece in run)).replace("↵", "↵\n")
         if loss_weight == 0:
             view.append(text, CONTEXT_STYLE)
@@ -40,7 +41,7 @@ def mask_view(document: Document, tokenizer: Tokenizer) -> Text:
     return view
 
 
-def token_list(document: Document, tokenizer: Tokenizer) -> Iterator[Text]:
+def token_list(document: Document, tokenizer: Tokenizer, *, end: int | None = None) -> Iterator[Text]:
     """One line per token: its place in the document, its id, its loss weight and its text.
 
     Tokens that only together write whole characters share a line.
@@ -48,7 +49,7 @@ def token_list(document: Document, tokenizer: Tokenizer) -> Iterator[Text]:
            0  151644     <|im_start|>
           14      19  1  4
     """
-    for piece in pieces_of(document, tokenizer):
+    for piece in pieces_of(document, tokenizer, end=end):
         yield _token_line(piece)
 
 

@@ -1,0 +1,228 @@
+"""One record looked up in the ledger: its fate, its documents, and where there are none its text and why."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from finetooth.base.errors import ConfigError, DataError, problem
+from finetooth.config.schema import SFTConfig
+from finetooth.data.formats.reading import Format, is_prompt_response
+from finetooth.data.inputs import entries_of, examine_sources
+from finetooth.data.ledger import Entry, Outcome
+from finetooth.data.preparation import PreparedData, TemplateLoader
+from finetooth.data.records import Conversation, Document, GivenTokens, Message, Origin, PlainText, Record
+from finetooth.data.rendering import render_records
+from finetooth.data.sources import BadLine
+from finetooth.data.store import open_store
+from finetooth.data.templates import Template
+from finetooth.data.tokenizer import Tokenizer
+from finetooth.reporting.pieces import document_data
+
+_LONGEST_RAW_TEXT = 4000
+_TEXT_ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """A line of the ledger; `number` counts the records over all files from 1."""
+
+    number: int
+    origin: Origin
+    line: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordReport:
+    """What became of a record.
+
+    remedy:    what to do about the reason; empty where the record is kept or nothing is to be done
+    documents: those of the store; of a record that was dropped, those it would have had
+    text:      of a record without documents, what stands in it, as far as it could be understood
+    """
+
+    entry: LedgerEntry
+    remedy: str
+    documents: tuple[Document, ...]
+    text: str
+
+    @property
+    def state(self) -> str:
+        """kept, dropped or refused."""
+        return self.entry.line["state"]
+
+    @property
+    def reason(self) -> str:
+        """Why it was not kept, with the record that it repeats; empty where it was."""
+        reason, same_as = self.entry.line["reason"] or "", self.entry.line["same_as"]
+        return f"{reason} ({same_as})" if same_as else reason
+
+    def as_data(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """The report as JSON holds it: the ledger's line, its documents token by token."""
+        return {
+            "number": self.entry.number,
+            **self.entry.line,
+            "remedy": self.remedy or None,
+            "documents": [document_data(document, tokenizer) for document in self.documents],
+            "text": self.text or None,
+        }
+
+
+def ledger_entries(prepared: PreparedData) -> Iterator[LedgerEntry]:
+    """Every line of the ledger, in the order of the files."""
+    with (prepared.folder / "ledger.jsonl").open("rb") as file:
+        for number, text in enumerate(file, start=1):
+            yield _entry(number, text)
+
+
+def find_record(prepared: PreparedData, wanted: str) -> LedgerEntry:
+    """The ledger's line of a record, named by its number in the order of the files or by its origin.
+
+    Raises ConfigError where there is none.
+    """
+    with (prepared.folder / "ledger.jsonl").open("rb") as file:
+        if wanted.isdecimal():
+            number = int(wanted)
+            if number and (text := next(itertools.islice(file, number - 1, None), None)):
+                return _entry(number, text)
+        else:
+            origin = msgspec.json.encode({"origin": wanted})[1:-1]
+            for number, text in enumerate(file, start=1):
+                if origin in text:
+                    return _entry(number, text)
+    num_records = sum(count.records for count in prepared.counts.values())
+    raise ConfigError(_no_such_record(wanted, next(ledger_entries(prepared)).origin, num_records))
+
+
+def report_record(prepared: PreparedData, config: SFTConfig, entry: LedgerEntry) -> RecordReport:
+    """The whole report on a record; one that is not kept is read and rendered again, alone.
+
+    Raises DataError where it is not at its place any more.
+    """
+    if entry.line["state"] == "kept":
+        return RecordReport(entry, "", _stored_documents(prepared, entry), "")
+    reading = reading_of(prepared, entry.origin.path)
+    outcome = _render_alone(_read_again(entry.origin), prepared.template, reading, config)
+    remedy = outcome.remedy if outcome.reason == entry.line["reason"] else ""
+    return RecordReport(entry, remedy, outcome.documents, "" if outcome.documents else _text_of(outcome))
+
+
+def report_unprepared(config: SFTConfig, wanted: str) -> tuple[RecordReport, Tokenizer]:
+    """The report on a record where `prepare` leaves nothing because no record can be used; the tokenizer.
+
+    Raises ConfigError where there is no such record.
+    """
+    sources = examine_sources(config.data)
+    number, first = 0, None
+    for source in sources:
+        for record in source.entries():
+            number += 1
+            first = first or record.origin
+            if wanted not in (str(number), str(record.origin)):
+                continue
+            are_pairs = all(is_prompt_response(source.format) for source in sources)
+            template = TemplateLoader(config, are_pairs, datetime.now()).template
+            outcome = _render_alone(record, template, Reading(source.format, source.settings.fields), config)
+            entry = LedgerEntry(number, record.origin, outcome.ledger_line(source.split, source.path))
+            report = RecordReport(entry, outcome.remedy, outcome.documents, _text_of(outcome))
+            return report, template.tokenizer
+    assert first is not None, "a source without entries is refused before"
+    raise ConfigError(_no_such_record(wanted, first, number))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the records of a file are read."""
+
+    format: Format
+    fields: dict[str, str] | None
+
+
+def reading_of(prepared: PreparedData, path: str) -> Reading:
+    """How the records of a file were read."""
+    described = json.loads((prepared.folder / "prepared.json").read_bytes())
+    sources = described["settings"]["sources"]
+    source = next(source for source in sources if path in source["files"])
+    return Reading(source["format"], source["fields"])
+
+
+def _entry(number: int, text: bytes) -> LedgerEntry:
+    line = json.loads(text)
+    path, _, place = line["origin"].rpartition(":")
+    return LedgerEntry(number, Origin(path, int(place)), line)
+
+
+def _no_such_record(wanted: str, first: Origin, num_records: int) -> str:
+    if wanted.isdecimal():
+        fact = f"no record has the number {int(wanted)}"
+        return problem("--record", fact, f"give a number from 1 to {num_records}, or a place such as {first}")
+    remedy = f"name it as the ledger does, for instance {first}, or by its number"
+    return problem("--record", f"no record stands at {wanted}", remedy)
+
+
+def _stored_documents(prepared: PreparedData, entry: LedgerEntry) -> tuple[Document, ...]:
+    store = open_store(prepared.folder / entry.line["split"])
+    source = store.sources.index(entry.origin.path)
+    places = (store.documents["line"] == entry.origin.line) & (store.documents["source"] == source)
+    return tuple(store.document(int(number)) for number in np.flatnonzero(places))
+
+
+def _read_again(origin: Origin) -> Entry:
+    for entry in entries_of([origin.path]):
+        if entry.origin.line == origin.line:
+            return entry
+    raise DataError(problem(origin, "no record stands there any more", "run again when the file is complete"))
+
+
+def _render_alone(record: Entry, template: Template, reading: Reading, config: SFTConfig) -> Outcome:
+    format, fields = reading.format, reading.fields
+    [([outcome], _)] = render_records([record], template, format=format, fields=fields, data=config.data)
+    return outcome
+
+
+def _text_of(outcome: Outcome) -> str:
+    """What stands in a record, as far as it could be understood."""
+    match outcome.item:
+        case Conversation(messages=messages):
+            return "\n\n".join(f"{message.role}: {_text_of_message(message)}" for message in messages)
+        case PlainText(text=text):
+            return text
+        case GivenTokens(token_ids=token_ids):
+            return f"tokens {token_ids.tolist()}"
+        case None:
+            pass
+    match outcome.entry:
+        case BadLine(origin=origin):
+            return _raw_text(origin)
+        case GivenTokens():
+            return ""
+        case Record(fields=fields):
+            return json.dumps(fields, ensure_ascii=False, indent=1)
+
+
+def _text_of_message(message: Message) -> str:
+    """All that a message holds, what is not its text as JSON."""
+    held = {
+        "reasoning_content": message.reasoning_content,
+        "tool_calls": message.tool_calls,
+        "name": message.name,
+        "tool_call_id": message.tool_call_id,
+    }
+    rest = {name: value for name, value in held.items() if value}
+    return message.content + (f"\n{json.dumps(rest, ensure_ascii=False)}" if rest else "")
+
+
+def _raw_text(origin: Origin) -> str:
+    """What stands in a text file from a line on; nothing for files of other kinds."""
+    if Path(origin.path).suffix.lower() not in _TEXT_ENDINGS:
+        return ""
+    with Path(origin.path).open("rb") as file:
+        line = next(itertools.islice(file, origin.line - 1, None), b"")
+    text = line.decode(errors="replace").rstrip("\n")
+    return text if len(text) <= _LONGEST_RAW_TEXT else text[:_LONGEST_RAW_TEXT] + " …"
