@@ -20,7 +20,7 @@ from finetooth.data.json_text import Entry, NotARecordError
 _BATCH_BYTES = 4 * 1024 * 1024
 _BATCH_ROWS = 256
 _FILE_MAGIC = b"ARROW1"
-_STREAM_END = b"\0\0\0\0"
+_END_MARKS = (8, 4)  # bytes that end a stream, now and in files written before 2019
 _AGAIN = "write or copy it again"
 
 
@@ -94,10 +94,12 @@ def _opened_arrow(path: str | Path, pyarrow: Any) -> Generator[tuple[Any, Iterat
 
 def _batches_to_the_end(reader: Any, file: Any, path: str | Path) -> Iterator[Any]:
     """The batches of a stream, whose reader is content where a stream is cut off or another one follows."""
-    yield from reader
+    end_of_batch = file.tell()
+    for batch in reader:
+        end_of_batch = file.tell()
+        yield batch
     end = file.tell()
-    file.seek(max(end - len(_STREAM_END), 0))
-    if not file.read(len(_STREAM_END)).endswith(_STREAM_END):
+    if end - end_of_batch not in _END_MARKS:
         raise DataError(problem(path, "the mark that ends an Arrow stream is missing", _AGAIN))
     if end != file.size():
         raise DataError(problem(path, "data behind the end of the Arrow stream", "keep one stream per file"))
