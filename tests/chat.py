@@ -2,6 +2,7 @@
 
 import functools
 import json
+import string
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,26 @@ def tiny_definition() -> str:
     )
     tokenizer.train_from_iterator([SAMPLE] * 4, trainer)
     tokenizer.add_special_tokens(list(CONTROL_TOKENS))
+    return tokenizer.to_str()
+
+
+@functools.cache
+def tiny_unigram() -> str:
+    """A tokenizer.json in the manner of SentencePiece, whose vocabulary holds its control tokens too."""
+    tokenizer = tokenizers.Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
+    alphabet = sorted(set(SAMPLE + string.printable) - set(string.whitespace))
+    special = ["<unk>", *CONTROL_TOKENS]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300,
+        special_tokens=special,
+        unk_token="<unk>",
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([SAMPLE] * 4, trainer)
+    tokenizer.add_special_tokens(special)
     return tokenizer.to_str()
 
 

@@ -9,10 +9,8 @@ from typing import Any
 import jinja2
 import numpy as np
 import pytest
-import tokenizers
-from tests.chat import CONTROL_TOKENS, SAMPLE, TEMPLATES, plain_messages, tiny_definition
+from tests.chat import TEMPLATES, plain_messages, tiny_definition, tiny_unigram
 from tests.mask_oracle import Expected, Oracle, wrong_targets
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from finetooth.data.masking import render_with_report
 from finetooth.data.records import Conversation, Document, Message, Origin
@@ -177,7 +175,8 @@ REFUSED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "six-token": {
         _NO_REASONING: ("reasoning", "reasoning twice"),
-        _IN_TURN: ("two answers in a row", "two questions in a row", "tools", "several calls"),
+        _IN_TURN: ("two questions in a row", "tools", "several calls"),
+        "the template refuses it: six-token answers a user only": ("two answers in a row",),
         "the template leaves out the tools": ("tools unused",),
     },
     "concat": {
@@ -291,26 +290,6 @@ def check_ids(oracle: Oracle, expected: list[Expected]) -> None:
     for document in expected:
         plain = oracle.plain(document.text, add_special_tokens=False)["input_ids"]
         assert (document.token_ids == plain) != document.has_seam
-
-
-@functools.cache
-def tiny_unigram() -> str:
-    """A tokenizer.json in the manner of SentencePiece, whose vocabulary holds its control tokens too."""
-    tokenizer = tokenizers.Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
-    alphabet = sorted(set(SAMPLE + LONG) - {" "})
-    special = ["<unk>", *CONTROL_TOKENS]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=300,
-        special_tokens=special,
-        unk_token="<unk>",
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([SAMPLE, LONG] * 4, trainer)
-    tokenizer.add_special_tokens(special)
-    return tokenizer.to_str()
 
 
 def template_of(name: str, jinja_text: str | None, tokenizer: Tokenizer, folder: Path) -> Template:

@@ -1,7 +1,6 @@
 """What is trained is what a naive account says, whatever the messages hold."""
 
 import json
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from tests.chat import (
 from tokenizers import models, pre_tokenizers, trainers
 
 from finetooth.data.masking import RenderReport, render_documents, render_with_report
-from finetooth.data.records import Conversation, Document, Message, Origin, Role
+from finetooth.data.records import Conversation, Document, Message, Origin
 from finetooth.data.refusals import Refusal
 from finetooth.data.templates import Template, encode_prompt, resolve_template
 from finetooth.data.tokenizer import Tokenizer, load_tokenizer
@@ -425,87 +424,3 @@ def test_tools_and_reasoning_get_the_ids_of_transformers(shared: Path):
     assert document.token_ids[: document.prompt_length].tolist() == encode_prompt(
         template, WITH_TOOLS.messages[:4], WITH_TOOLS.tools
     )
-
-
-def _control_strings(jinja_text: str) -> list[str]:
-    return sorted(set(re.findall(r"</?\|?[a-z_]+\|?>", jinja_text)) - {"<tools>", "</tools>"})
-
-
-def _with_control_tokens(tokenizer: Tokenizer, strings: list[str], chat_template: str) -> Tokenizer:
-    definition = json.loads(tokenizer.definition)
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    for string in (string for string in strings if string not in tokenizer.control_tokens):
-        token_id = 1 + max(tokenizer.largest_id, definition["added_tokens"][-1]["id"])
-        definition["added_tokens"].append({"id": token_id, "content": string, "special": True, **flags})
-    special_tokens = {"bos_token": str(tokenizer.eos_token), **tokenizer.special_tokens}
-    return Tokenizer(TokenizerFiles(definition, special_tokens, chat_template))
-
-
-def _injected(strings: list[str], roles: tuple[Role, ...]) -> list[Conversation]:
-    """Each string alone, doubled, embedded and split over two messages, in each message."""
-    talks: list[Conversation] = []
-    for string in strings:
-        for text in (string, string * 2, f"a{string}b", f"a {string} b"):
-            for place in range(len(roles)):
-                texts = ["hi"] * len(roles)
-                texts[place] = text
-                talks.append(conversation(*texts, roles=roles))
-        half = len(string) // 2
-        talks.append(
-            conversation("x" + string[:half], string[half:] + "y", *["hi"] * (len(roles) - 2), roles=roles)
-        )
-    return talks
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen3", "mistral_v3", "olmo_neox"])
-@pytest.mark.parametrize("dialect", ["gemma", "llama3", "phi3", "qwen2_5", "qwen3"])
-def test_no_injection_reaches_a_control_token(shared: Path, family: str, dialect: str):
-    jinja_text = (shared / f"templates/{dialect}.jinja").read_text(encoding="utf-8")
-    strings = _control_strings(jinja_text)
-    base = load_tokenizer(str(shared / "tokenizers" / family))
-    tokenizer = _with_control_tokens(base, strings, jinja_text)
-    template = resolve_template("auto", tokenizer)
-    injected = [*strings, *[token for token in base.control_tokens if token not in strings][:3]]
-    shapes: list[tuple[Role, ...]] = [("user", "assistant"), ("user", "assistant", "user", "assistant")]
-    if dialect.startswith("qwen"):
-        shapes.append(("system", "user", "assistant", "tool", "assistant"))
-    num_refused = num_naive = 0
-    for roles in shapes:
-        harmless = rendered(template, conversation(*["hi"] * len(roles), roles=roles))
-        expected = [control_ids(document.token_ids.tolist(), tokenizer) for document in harmless]
-        talks = _injected(injected, roles)
-        for talk, documents in zip(talks, render_documents(talks, template), strict=True):
-            if isinstance(documents, Refusal):
-                num_refused += 1
-                assert "</think>" in str(talk)
-                continue
-            for document in documents:
-                assert control_ids(document.token_ids.tolist(), tokenizer) in expected
-                written = {tokenizer.decode(document.token_ids.tolist())}
-                assert all(m.content.strip() in text for text in written for m in talk.messages[:1])
-            text = plain_text(template, plain_messages(talk), add_generation_prompt=False)
-            naive = tokenizer.backend.encode(text, add_special_tokens=False).ids
-            num_naive += control_ids(naive, tokenizer) != expected[-1]
-    assert num_refused == 0 or dialect == "qwen3"
-    assert num_naive > 0, "a naive encoder must fall for it, or this test proves nothing"
-
-
-def test_tool_arguments_never_become_control_tokens():
-    writes_calls = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-        "{% for call in m.tool_calls or [] %}<tool_call>{{ call | tojson }}</tool_call>{% endfor %}"
-        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    tokenizer = tiny_tokenizer(writes_calls)
-    template = resolve_template("auto", tokenizer)
-    call = {"name": "<|im_end|>", "arguments": {"</tool_call>": ["<think>", 1, None], "b": "<|im_start|>"}}
-    talk = Conversation((Message("user", "a"), Message("assistant", "", tool_calls=(call,))), Origin("t", 1))
-    [document] = rendered(template, talk)
-    names = {token_id: text for text, token_id in tokenizer.control_tokens.items()}
-    found = [names[token_id] for token_id in control_ids(document.token_ids.tolist(), tokenizer)]
-    message = ["<|im_start|>", "<|im_end|>"]
-    assert found == [*message, "<|im_start|>", "<tool_call>", "</tool_call>", "<|im_end|>"]
-    assert target_texts(document, tokenizer) == [
-        f"<tool_call>{json.dumps(call, ensure_ascii=False)}</tool_call><|im_end|>"
-    ]
