@@ -16,9 +16,10 @@ from finetooth.config.schema import ModelConfig, SFTConfig
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.evaluation.dev_loss import measure_losses, sample_documents
 from finetooth.evaluation.exact_match import Answered, answer_documents, share
-from finetooth.evaluation.speaker import model_folder
+from finetooth.evaluation.speaker import knows_tokens, model_folder
 from finetooth.model.load import load_policy, refuse_misfits
 from finetooth.model.policy import PolicyModel
+from finetooth.model.vocabulary import add_rows
 
 
 def evaluate(
@@ -34,6 +35,8 @@ def evaluate(
     devices = DeviceManager(config.training.device, config.training.precision)
     prepared = prepare_data(config, console=console)
     policy = load_policy(ModelConfig(path=model_folder(target)), devices=devices, place="command line")
+    if not knows_tokens(target, prepared.template):
+        add_rows(policy, prepared.template)
     refuse_misfits(policy, prepared.tokenizer, longest_document=prepared.longest_document)
     train, dev = prepared.train_documents, prepared.dev
     losses = measure_losses(policy, train=train, dev=dev, config=config, devices=devices)

@@ -15,10 +15,19 @@ from finetooth.config.schema import ModelConfig, SFTConfig
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.data.records import DocumentSource
 from finetooth.data.subset import Subset
+from finetooth.data.templates import Template
 from finetooth.model.load import load_policy
+from finetooth.model.policy import PolicyModel
+from finetooth.model.vocabulary import add_rows, find_untrained
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager
 from finetooth.training.final import save_final
-from finetooth.training.run_directory import Resume, claimed_run_directory, describe_run, write_json
+from finetooth.training.run_directory import (
+    Resume,
+    claimed_run_directory,
+    describe_run,
+    template_notes,
+    write_json,
+)
 from finetooth.training.trainer import SFTTrainer, TrainResult
 
 OVERFIT_STEPS = 100
@@ -73,6 +82,7 @@ def _train(
     with ranks.agreeing("loading the model"):
         checkpoint = _checkpoint(config, resume, console)
         policy = load_policy(_base(config, checkpoint), devices=devices, seed=config.training.seed)
+        notes = _note_tokens(policy, prepared.template, config, checkpoint)
     with ranks.agreeing("setting up"):
         trainer = SFTTrainer(
             config,
@@ -89,8 +99,9 @@ def _train(
     ledger = prepared.folder / "ledger.jsonl"
     if ranks.is_first:
         schedule = trainer.schedule.describe()
-        describe_run(output, config=config, devices=devices, schedule=schedule, ledger=ledger)
+        describe_run(output, config=config, devices=devices, schedule=schedule, ledger=ledger, template=notes)
     _announce(console, trainer, checkpoint)
+    _announce_tokens(console, notes)
     summary: dict[str, Any] = {"state": "failed", "output_dir": str(output)}
     try:
         result = trainer.train()
@@ -156,6 +167,37 @@ def _checkpoint(config: SFTConfig, resume: Resume, console: Console) -> Checkpoi
 def _base(config: SFTConfig, checkpoint: Checkpoint | None) -> ModelConfig:
     """A resumed run loads its parameters from the checkpoint, in the form transformers saved them."""
     return config.model if checkpoint is None else ModelConfig(path=str(checkpoint.folder))
+
+
+def _note_tokens(
+    policy: PolicyModel, template: Template, config: SFTConfig, checkpoint: Checkpoint | None
+) -> dict[str, Any]:
+    """Gives tokens that the template added their rows; what environment.json says of the template.
+
+    A policy from a checkpoint has these rows already, trained: there, what was noted at first stands.
+    """
+    if checkpoint is not None:
+        return template_notes(Path(config.output_dir))
+    add_rows(policy, template)
+    is_base = config.model.path is not None
+    return {
+        "name": template.name,
+        "now": template.now.isoformat() if template.date_formats else None,
+        "added_tokens": list(template.added_tokens),
+        "untrained_tokens": list(find_untrained(policy, template)) if is_base else [],
+    }
+
+
+def _announce_tokens(console: Console, notes: dict[str, Any]) -> None:
+    lines: list[str] = []
+    if added := notes.get("added_tokens"):
+        lines.append(f"{' '.join(added)}: added to the tokenizer; their embeddings begin as the mean of all")
+    if untrained := notes.get("untrained_tokens"):
+        fact = "the base model seems never to have trained their embeddings"
+        remedy = "train on enough answers that the policy learns to stop, or use template headers"
+        lines.append(problem(" ".join(untrained), fact, remedy))
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _announce(console: Console, trainer: SFTTrainer, checkpoint: Checkpoint | None) -> None:

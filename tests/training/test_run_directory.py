@@ -90,6 +90,7 @@ def test_what_is_known_before_the_first_step_is_written(tmp_path: Path):
         devices=DeviceManager("cpu"),
         schedule={"num_steps": 3},
         ledger=tmp_path / "ledger.jsonl",
+        template={"name": "chatml"},
     )
     assert sorted(path.name for path in run.iterdir()) == [
         *("config.yaml", "environment.json", "ledger.jsonl", "schedule.json")
@@ -98,7 +99,7 @@ def test_what_is_known_before_the_first_step_is_written(tmp_path: Path):
     assert json.loads((run / "schedule.json").read_text()) == {"num_steps": 3}
     assert (run / "ledger.jsonl").read_text() == '{"state": "kept"}\n'
     environment = json.loads((run / "environment.json").read_text())
-    assert set(environment) == {"python", "platform", "device", "command", "versions"}
+    assert set(environment) == {"python", "platform", "device", "command", "versions", "template"}
     assert environment["device"].startswith("cpu, ")
     assert {"finetooth", "torch", "transformers"} <= set(environment["versions"])
 
@@ -113,6 +114,7 @@ def test_the_environment_tells_no_secrets(tmp_path: Path, monkeypatch: pytest.Mo
         devices=DeviceManager("cpu"),
         schedule={},
         ledger=tmp_path / "ledger.jsonl",
+        template={"name": "chatml"},
     )
     written = "".join(path.read_text() for path in (tmp_path / "run").iterdir())
     assert "hf_do_not_tell" not in written

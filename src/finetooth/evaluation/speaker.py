@@ -58,6 +58,17 @@ def model_folder(target: str) -> str:
     return str(path / "final")
 
 
+def knows_tokens(target: str, template: Template) -> bool:
+    """Whether a run's policy or a model has its own rows for the tokens that the template added.
+
+    A base model's tokenizer lacks them; that of a policy which was trained with the template has them.
+    """
+    if not template.added_tokens:
+        return True
+    tokenizer = load_tokenizer(model_folder(target), place="command line")
+    return tokenizer.control_tokens.keys() >= set(template.added_tokens)
+
+
 def open_speaker(target: str, *, devices: DeviceManager | None = None) -> Speaker:
     """Loads a run's policy or a base model.
 

@@ -1,7 +1,7 @@
 """The run directory: everything a run leaves behind, and who may write into it.
 
 config.yaml        every value and its origin
-environment.json   versions, device, command
+environment.json   versions, device, command, tokens of the template
 schedule.json      documents, tokens, steps, fingerprint
 ledger.jsonl       the fate of every record
 metrics.jsonl      one line per step and per evaluation
@@ -83,13 +83,25 @@ def _refuse_contents(path: Path, resume: Resume) -> None:
 
 
 def describe_run(
-    path: Path, *, config: SFTConfig, devices: DeviceManager, schedule: dict[str, Any], ledger: Path
+    path: Path,
+    *,
+    config: SFTConfig,
+    devices: DeviceManager,
+    schedule: dict[str, Any],
+    ledger: Path,
+    template: dict[str, Any],
 ) -> None:
-    """Writes what is known before the first step."""
+    """Writes what is known before the first step; template: what environment.json says of it."""
     write_atomically(path / "config.yaml", describe_config(config).encode())
-    write_json(path / "environment.json", _environment(devices))
+    write_json(path / "environment.json", _environment(devices) | {"template": template})
     write_json(path / "schedule.json", schedule)
     shutil.copyfile(ledger, path / "ledger.jsonl")
+
+
+def template_notes(path: Path) -> dict[str, Any]:
+    """What environment.json of a run says of its template; empty where there is none, or it says nothing."""
+    environment = path / "environment.json"
+    return json.loads(environment.read_bytes()).get("template", {}) if environment.is_file() else {}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from finetooth.evaluation.dev_loss import measure_losses, sample_documents
 from finetooth.evaluation.exact_match import Answered, answer_documents, share
 from finetooth.model.load import load_policy, refuse_misfits
 from finetooth.model.policy import PolicyModel
+from finetooth.model.vocabulary import add_rows
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager, TrainingState, restore_optimizer
 from finetooth.training.guards import StopRequest, blame_documents
 from finetooth.training.metrics import MetricsLog
@@ -86,7 +87,11 @@ class SFTTrainer:
         self.train_documents = documents
         self.dev_documents = dev
         self.template = template
-        self.policy = policy or load_policy(config.model, devices=self.devices, seed=config.training.seed)
+        if policy is None:
+            policy = load_policy(config.model, devices=self.devices, seed=config.training.seed)
+            if template is not None:
+                add_rows(policy, template)
+        self.policy = policy
         self.layout = layout_of(config.training)
         self._refuse_misfits()
         self.schedule = schedule_of(config.training, documents)
