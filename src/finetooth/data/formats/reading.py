@@ -71,22 +71,31 @@ def to_conversation(
     fields:     what the record calls the format's fields: {"prompt": "question", "response": "reply"}
     input_join: what stands between the instruction and the input or context of alpaca and dolly
     """
-    root = Entry(record.fields, names=fields)
+    return read_record(record, format=format, fields=fields, input_join=input_join)[0]
+
+
+def read_record(
+    record: Record, *, format: Format, fields: Mapping[str, str] | None = None, input_join: str = "\n\n"
+) -> tuple[Conversation | PlainText | GivenTokens | BadRecord, list[str]]:
+    """As to_conversation; the second value names what the record holds and its format passes over.
+
+    Empty values do not count. {"prompt": "a", "response": "b", "id": 7} gives "id"; the time of a message
+    gives "messages[].time".
+    """
+    family: list[Entry] = []
     try:
-        return _read(root, record.origin, format, input_join)
+        root = Entry(record.fields, names=fields, family=family)
+        item = _read(root, record.origin, format, input_join)
     except UnfitError as error:
-        return BadRecord(record.origin, error.fact, error.remedy)
+        return BadRecord(record.origin, error.fact, error.remedy), []
+    passed_over = sorted({name for entry in family for name in entry.passed_over()})
+    family.clear()  # entries know their family: without this only the garbage collector would free them
+    return item, passed_over
 
 
 def unread_fields(record: Record, *, format: Format, fields: Mapping[str, str] | None = None) -> list[str]:
-    """Names of what a record holds and its format passes over, empty values aside, also within messages.
-
-    {"prompt": "a", "response": "b", "id": 7} gives "id"; a message's time gives "messages[].time". The record
-    must be one that `to_conversation` does not refuse.
-    """
-    family: list[Entry] = []
-    _read(Entry(record.fields, names=fields, family=family), record.origin, format, "")
-    return sorted({name for entry in family for name in entry.passed_over()})
+    """Names of what a record holds and its format passes over; none of a record that is refused."""
+    return read_record(record, format=format, fields=fields)[1]
 
 
 def detect_format(fields: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Format | None:
