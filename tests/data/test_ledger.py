@@ -51,6 +51,7 @@ def test_each_entry_is_kept_dropped_or_refused(chatml: Template):
         "reason": None,
         "same_as": None,
         "mask": "proved",
+        "left_out": 0,
         "documents": 1,
         "tokens": len(outcomes[0].documents[0].token_ids),
         "targets": outcomes[0].documents[0].num_targets,

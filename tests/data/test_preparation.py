@@ -88,6 +88,7 @@ def test_records_become_stores_and_a_ledger(tokenizer: str):
             "reason": None,
             "same_as": None,
             "mask": "proved",
+            "left_out": 0,
             "documents": 1,
             "tokens": len(d.token_ids),
             "targets": d.num_targets,

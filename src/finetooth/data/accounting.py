@@ -14,13 +14,14 @@ import msgspec
 from finetooth.base.errors import DataError, FinetoothError, problem
 from finetooth.config.schema import DataConfig, SFTConfig
 from finetooth.config.sources import describe_sources
-from finetooth.data.formats.reading import BadRecord, to_conversation, unread_fields
+from finetooth.data.formats.reading import BadRecord, to_conversation
 from finetooth.data.inputs import Source
-from finetooth.data.ledger import SPLITS, Counts, Entry, Outcome, Split, count_ledger
+from finetooth.data.ledger import SPLITS, Counts, Entry, Item, Outcome, Split, count_ledger
 from finetooth.data.masking import RenderReport
 from finetooth.data.quality import DoubleFinder
 from finetooth.data.records import Record
 from finetooth.data.rendering import render_records
+from finetooth.data.sources import BadLine
 from finetooth.data.split import dev_threshold, group_of, split_key
 from finetooth.data.statistics import Statistics, merged
 from finetooth.data.store import StoreWriter
@@ -55,7 +56,7 @@ def write_prepared(
         _require_sums(counts, writers, tally.num_read, ledger)
         _require_documents(counts, writers, config.data)
     return {
-        "has_more_records": any(source.has_more() for source in sources if source.split == "train"),
+        "has_more_records": any(source.has_more(template) for source in sources if source.split == "train"),
         "counts": {split: dataclasses.asdict(count) for split, count in counts.items()},
         "statistics": tally.statistics(sources, writers),
         "train_documents": [(part.begin, part.end) for part in tally.sources],
@@ -88,14 +89,12 @@ class _Tally:
             self.num_read += 1
             yield entry
 
-    def note(self, outcome: Outcome, split: Split, number: int, source: Source) -> None:
+    def note(self, outcome: Outcome, split: Split, number: int) -> None:
         """Notes a record that was kept."""
         self.sources[number].statistics.setdefault(split, Statistics()).add(outcome)
-        if isinstance(outcome.entry, Record):
-            unread = unread_fields(outcome.entry, format=source.format, fields=source.settings.fields)
-            for name in set(unread):
-                if name in self.unread_fields or len(self.unread_fields) < _UNREAD_FIELDS_NOTED:
-                    self.unread_fields[name] += 1
+        for name in outcome.unread:
+            if name in self.unread_fields or len(self.unread_fields) < _UNREAD_FIELDS_NOTED:
+                self.unread_fields[name] += 1
 
     def statistics(self, sources: Sequence[Source], splits: Iterable[Split]) -> dict[str, Any]:
         """By split: the figures of all its records, and under "sources" those of each source, in order."""
@@ -123,7 +122,7 @@ def _write_records(
 
     Sources of dev come first, so that what train must not hold is known; their lines end the ledger.
     """
-    judge = _judge_of(config, sources)
+    judge = _judge_of(config, sources, template)
     lines_of_dev = ledger.with_name("ledger.dev")
     with ledger.open("wb") as train_file, lines_of_dev.open("w+b") as dev_file:
         for number in sorted(range(len(sources)), key=lambda number: sources[number].split != "dev"):
@@ -131,7 +130,7 @@ def _write_records(
             part.begin = writers["train"].num_documents
             file = dev_file if source.split == "dev" else train_file
             rendered = render_records(
-                tally.counted(source.entries()),
+                tally.counted(source.entries(template)),
                 template,
                 format=source.format,
                 fields=source.settings.fields,
@@ -147,7 +146,7 @@ def _write_records(
                     kept = [o for o, s in judged if s == split and o.state == "kept"]
                     writer.extend([document for outcome in kept for document in outcome.documents])
                     for outcome in kept:
-                        tally.note(outcome, split, number, source)
+                        tally.note(outcome, split, number)
             source.require_unchanged()
             part.end = writers["train"].num_documents
         dev_file.seek(0)
@@ -158,12 +157,12 @@ def _write_records(
 
 
 def _judge_of(
-    config: SFTConfig, sources: Sequence[Source]
+    config: SFTConfig, sources: Sequence[Source], template: Template
 ) -> Callable[[list[Outcome], Source], list[tuple[Outcome, Split]]]:
     """What puts each outcome into its split and drops what stands twice."""
     data, seed = config.data, config.training.seed
     finder = DoubleFinder(data)
-    threshold = _dev_threshold(config, sources) if isinstance(data.dev, float) else 0
+    threshold = _dev_threshold(config, sources, template) if isinstance(data.dev, float) else 0
 
     def judge(outcomes: list[Outcome], source: Source) -> list[tuple[Outcome, Split]]:
         splits: list[Split] = [source.split] * len(outcomes)
@@ -192,21 +191,25 @@ def _without_group(outcome: Outcome, data: DataConfig) -> Outcome:
     )
 
 
-def _dev_threshold(config: SFTConfig, sources: Sequence[Source]) -> int:
+def _dev_threshold(config: SFTConfig, sources: Sequence[Source], template: Template) -> int:
     """The split key below which a record goes to dev."""
     assert isinstance(config.data.dev, float)
 
     def groups() -> Iterator[bytes]:
         for source in sources:
-            for entry in source.entries():
-                if isinstance(entry, Record):
-                    read = to_conversation(entry, format=source.format, fields=source.settings.fields)
-                    item = None if isinstance(read, BadRecord) else read
-                    group = group_of(entry, item, config.data.group_by)
-                    if group is not None:
-                        yield group
+            for entry in source.entries(template):
+                group = group_of(entry, _understood(entry, source), config.data.group_by)
+                if group is not None and not isinstance(entry, BadLine):
+                    yield group
 
     return dev_threshold(groups(), config.data.dev, seed=config.training.seed)
+
+
+def _understood(entry: Entry, source: Source) -> Item | None:
+    if not isinstance(entry, Record):
+        return None if isinstance(entry, BadLine) else entry
+    read = to_conversation(entry, format=source.format, fields=source.settings.fields)
+    return None if isinstance(read, BadRecord) else read
 
 
 def _require_sums(

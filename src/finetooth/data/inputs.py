@@ -1,5 +1,6 @@
 """The sources of a config as they are now: the files of each, their hashes, and its format."""
 
+import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,10 +13,13 @@ from finetooth.base.files import sha256_of
 from finetooth.config.schema import DataConfig
 from finetooth.config.sources import SourceConfig, sources_of
 from finetooth.data.formats.reading import Format, settle_format
-from finetooth.data.ledger import Split
+from finetooth.data.ledger import Entry, Split
+from finetooth.data.pretokenised import is_token_file, read_token_file
 from finetooth.data.records import Record
 from finetooth.data.source_files import files_of
 from finetooth.data.sources import BadLine, read_records
+from finetooth.data.templates import Template
+from finetooth.data.token_shards import is_shard_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +28,9 @@ class Source:
 
     place:  the setting that names it: data.train, or data.train[1]
     files:  in the order they are read
-    hashes: SHA-256 of each file
-    states: size and time of the last change of each file
+    hashes: SHA-256 of each file, and of those that are read with it
+    states: size and time of the last change of each of these
+    single_turn: whether each document of given tokens has one question
     """
 
     settings: SourceConfig
@@ -33,30 +38,32 @@ class Source:
     split: Split
     files: tuple[str, ...]
     format: Format
-    hashes: tuple[str, ...]
-    states: tuple[tuple[int, int], ...]
+    hashes: Mapping[str, str]
+    states: Mapping[str, tuple[int, int]]
+    single_turn: bool
 
     @property
     def path(self) -> str:
         """As the settings name it."""
         return self.settings.path
 
-    def entries(self) -> Iterator[Record | BadLine]:
-        """Its records, file after file, no more than the settings allow."""
-        return itertools.islice(entries_of(self.files), self.settings.max_records)
+    def entries(self, template: Template) -> Iterator[Entry]:
+        """Its records, file after file, no more than the settings allow.
 
-    def has_more(self) -> bool:
+        The template tells where a document of a file of tokens begins.
+        """
+        return itertools.islice(self._all_entries(template), self.settings.max_records)
+
+    def has_more(self, template: Template) -> bool:
         """Whether it holds more records than the settings allow."""
         limit = self.settings.max_records
         if limit is None:
             return False
-        return any(True for _ in itertools.islice(entries_of(self.files), limit, None))
+        return any(True for _ in itertools.islice(self._all_entries(template), limit, None))
 
     def require_unchanged(self) -> None:
         """Raises DataError where a file is no longer what was hashed."""
-        changed = [
-            file for file, state in zip(self.files, self.states, strict=True) if _state_of(file) != state
-        ]
+        changed = [file for file, state in self.states.items() if _state_of(file) != state]
         if changed:
             fact, remedy = "the file changed while it was read", "run again when it is complete"
             raise DataError(problem(file, fact, remedy) for file in changed)
@@ -69,8 +76,17 @@ class Source:
             "format": self.format,
             "fields": self.settings.fields,
             "max_records": self.settings.max_records,
-            "files": dict(zip(self.files, self.hashes, strict=True)),
+            "single_turn": self.single_turn,
+            "files": [[file, sha256] for file, sha256 in self.hashes.items()],
         }
+
+    def _all_entries(self, template: Template) -> Iterator[Entry]:
+        if not any(map(is_token_file, self.files)):
+            return entries_of(self.files)
+        read = functools.partial(
+            read_token_file, tokenizer=template.tokenizer, template=template, single_turn=self.single_turn
+        )
+        return itertools.chain.from_iterable(map(read, self.files))
 
 
 def examine_sources(data: DataConfig) -> list[Source]:
@@ -100,17 +116,41 @@ def _examined(
     configs = sources_of(value, format=data.format, fields=data.fields, max_records=max_records)
     is_one = isinstance(value, str)
     places = [setting if is_one else f"{setting}[{index}]" for index in range(len(configs))]
-    return [_examine(config, place, split) for config, place in zip(configs, places, strict=True)]
+    return [
+        _examine(config, place, split, single_turn=data.single_turn)
+        for config, place in zip(configs, places, strict=True)
+    ]
 
 
-def _examine(settings: SourceConfig, place: str, split: Split) -> Source:
+def _examine(settings: SourceConfig, place: str, split: Split, *, single_turn: bool) -> Source:
     files = tuple(files_of(settings, place=place))
-    format = settle_format(
+    format = _format_of(settings, files)
+    read_with = [Path(file) for file in itertools.chain.from_iterable(map(_read_with, files))]
+    states = {str(file): _state_of(str(file)) for file in read_with}
+    hashes = {str(file): sha256_of(file) for file in read_with}
+    # A folder of shards is read as one, so that a gap in their numbers is seen.
+    files = (settings.path,) if is_shard_folder(Path(settings.path)) else files
+    return Source(settings, place, split, files, format, hashes, states, single_turn)
+
+
+def _read_with(file: str) -> list[str]:
+    """A file and those that are read with it, as far as they are there."""
+    path = Path(file)
+    beside = [path.with_name(f"{path.stem}_labels.bin"), path.with_name("meta.json")]
+    return [file, *(str(other) for other in beside if path.suffix == ".bin" and other.is_file())]
+
+
+def _format_of(settings: SourceConfig, files: Sequence[str]) -> Format:
+    with_tokens = [file for file in files if is_token_file(file)]
+    if with_tokens and len(with_tokens) < len(files):
+        other = next(file for file in files if not is_token_file(file))
+        fact = f"{with_tokens[0]} holds tokens, {other} records"
+        raise DataError(problem(settings.path, fact, "name them as two sources"))
+    if with_tokens:
+        return "tokens"
+    return settle_format(
         entries_of(files), settings.path, format=settings.format or "auto", fields=settings.fields
     )
-    states = tuple(_state_of(file) for file in files)
-    hashes = tuple(sha256_of(Path(file)) for file in files)
-    return Source(settings, place, split, files, format, hashes, states)
 
 
 def _state_of(file: str) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 ledger.jsonl holds one line per record, in the order of the files, those of dev sources behind those of train:
 
     {"origin": "train.jsonl:17", "source": "train.jsonl", "split": "train", "state": "kept", "reason": null,
-     "same_as": null, "mask": "proved", "documents": 1, "tokens": 212, "targets": 96}
+     "same_as": null, "mask": "proved", "left_out": 0, "documents": 1, "tokens": 212, "targets": 96}
 
     kept     its documents stand in the store
     dropped  sound, but too long, without a target, or equal to another record, which `same_as` names; the
@@ -12,9 +12,11 @@ ledger.jsonl holds one line per record, in the order of the files, those of dev 
 
     mask     where its targets come from: "proved" on what the template wrote, "whole text", or "as given";
              null where nothing was rendered
+    left_out how many messages were left out from the start so that the rest fits (keep-turns)
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +42,8 @@ class Outcome:
     reason, remedy: why it was not kept, and what to do
     same_as:        the record whose documents or prompt it repeats
     is_error:       whether the settings make it an error that it was not kept
+    num_left_out:   messages that were left out of it from the start so that the rest fits
+    unread:         names of what the record holds and nothing reads
     """
 
     entry: Entry
@@ -50,6 +54,8 @@ class Outcome:
     remedy: str = ""
     same_as: Origin | None = None
     is_error: bool = False
+    num_left_out: int = 0
+    unread: Sequence[str] = ()
 
     def problem(self) -> str:
         """Why it was not kept, with its place and what to do."""
@@ -67,6 +73,7 @@ class Outcome:
             "reason": self.reason,
             "same_as": None if self.same_as is None else str(self.same_as),
             "mask": _MASKS[type(self.item)] if self.item is not None and self.documents else None,
+            "left_out": self.num_left_out,
             "documents": len(self.documents),
             "tokens": sum(len(document.token_ids) for document in self.documents),
             "targets": sum(document.num_targets for document in self.documents),

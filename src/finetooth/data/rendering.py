@@ -6,11 +6,12 @@ portions are in work at once. They come out in the order in which they went in.
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from finetooth.config.schema import DataConfig
-from finetooth.data.formats.reading import BadRecord, Format, to_conversation
+from finetooth.data.formats.reading import BadRecord, Format, read_record
+from finetooth.data.keep_turns import shortened
 from finetooth.data.ledger import Entry, Item, Outcome
 from finetooth.data.masking import MaskOptions, Refusal, RenderReport, Result, render_with_report
 from finetooth.data.records import Conversation, GivenTokens, PlainText, Record
@@ -21,7 +22,8 @@ _PORTION_RECORDS = 500
 _PORTION_CHARACTERS = 2_000_000
 _AT_ONCE = 2
 
-Portion = list[tuple[Entry, Item | BadRecord | BadLine]]
+Portion = list[tuple[Entry, Item | BadRecord | BadLine, Sequence[str]]]
+Rendered = tuple[list[Outcome], RenderReport]
 
 
 def render_records(
@@ -31,13 +33,13 @@ def render_records(
     format: Format,
     fields: Mapping[str, str] | None,
     data: DataConfig,
-) -> Iterator[tuple[list[Outcome], RenderReport]]:
+) -> Iterator[Rendered]:
     """Gives every entry its fate, in order, some hundred at a time, beside what rendering changed."""
     portions = _portions(entries, format, fields, data)
     # The first portion goes alone: it makes the tokenizer's encoder, which two threads would make twice.
     for portion in itertools.islice(portions, 1):
         yield _rendered(portion, template, data)
-    in_work: deque[Future[tuple[list[Outcome], RenderReport]]] = deque()
+    in_work: deque[Future[Rendered]] = deque()
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="render") as pool:
         try:
             for portion in portions:
@@ -53,16 +55,17 @@ def render_records(
 def _portions(
     entries: Iterable[Entry], format: Format, fields: Mapping[str, str] | None, data: DataConfig
 ) -> Iterator[Portion]:
-    """Entries beside what was read in them, in portions bounded by number and by text."""
+    """Entries beside what was read in them and what was not, in portions bounded by number and by text."""
     portion: Portion = []
     num_characters = 0
     for entry in entries:
         read: Item | BadRecord | BadLine
+        unread: Sequence[str] = ()
         if isinstance(entry, Record):
-            read = to_conversation(entry, format=format, fields=fields, input_join=data.input_join)
+            read, unread = read_record(entry, format=format, fields=fields, input_join=data.input_join)
         else:
             read = entry
-        portion.append((entry, read))
+        portion.append((entry, read, unread))
         num_characters += _size_of(read)
         if len(portion) == _PORTION_RECORDS or num_characters > _PORTION_CHARACTERS:
             yield portion
@@ -83,23 +86,28 @@ def _size_of(read: Item | BadRecord | BadLine) -> int:
             return 0
 
 
-def _rendered(portion: Portion, template: Template, data: DataConfig) -> tuple[list[Outcome], RenderReport]:
-    items = [read for _, read in portion if not isinstance(read, BadRecord | BadLine)]
-    results, report = render_with_report(items, template, options=MaskOptions.of(data))
+def _rendered(portion: Portion, template: Template, data: DataConfig) -> Rendered:
+    options = MaskOptions.of(data)
+    items = [read for _, read, _ in portion if not isinstance(read, BadRecord | BadLine)]
+    results, report = render_with_report(items, template, options=options)
     remaining = iter(results)
     outcomes: list[Outcome] = []
-    for entry, read in portion:
+    for entry, read, unread in portion:
         if isinstance(read, BadRecord | BadLine):
             is_error = data.on_bad_record == "error"
             outcomes.append(
                 Outcome(entry, "refused", reason=read.fact, remedy=read.remedy, is_error=is_error)
             )
-        else:
-            outcomes.append(_decide(entry, read, next(remaining), data))
+            continue
+        outcome = _decide(entry, read, next(remaining), unread, data)
+        if outcome.state == "dropped" and data.on_long_document == "keep-turns":
+            outcome, change = _with_fewer_turns(outcome, template, options, data)
+            report += change
+        outcomes.append(outcome)
     return outcomes, report
 
 
-def _decide(entry: Entry, item: Item, result: Result, data: DataConfig) -> Outcome:
+def _decide(entry: Entry, item: Item, result: Result, unread: Sequence[str], data: DataConfig) -> Outcome:
     if isinstance(result, Refusal):
         is_error = data.on_bad_record == "error"
         return Outcome(
@@ -115,4 +123,18 @@ def _decide(entry: Entry, item: Item, result: Result, data: DataConfig) -> Outco
             remedy="raise data.max_length or shorten the record",
             is_error=data.on_long_document == "error",
         )
-    return Outcome(entry, "kept", result, item)
+    return Outcome(entry, "kept", result, item, unread=unread)
+
+
+def _with_fewer_turns(
+    outcome: Outcome, template: Template, options: MaskOptions, data: DataConfig
+) -> tuple[Outcome, RenderReport]:
+    """What is left of a conversation that is too long when its first turns are left out, if that helps."""
+    if not isinstance(outcome.item, Conversation):
+        return outcome, RenderReport()
+    left = shortened(outcome.item, template, max_length=data.max_length, options=options)
+    if left is None:
+        return outcome, RenderReport()
+    num_left_out = len(outcome.item.messages) - len(left.conversation.messages)
+    kept = Outcome(outcome.entry, "kept", left.documents, left.conversation, num_left_out=num_left_out)
+    return kept, left.report

@@ -75,7 +75,7 @@ def _lengths(lengths: np.ndarray) -> dict[str, Any]:
     return {
         "mean": float(lengths.mean()),
         "median": float(np.median(lengths)),
-        "p95": float(np.percentile(lengths, 95)),
+        "p95": int(np.percentile(lengths, 95, method="inverted_cdf")),
         "max": longest,
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
     }
