@@ -67,6 +67,14 @@ class Resume(StrEnum):
     AUTO = "auto"
 
 
+class Layout(StrEnum):
+    """How `prepare --to` writes documents for other systems."""
+
+    H5 = "h5"
+    BIN = "bin"
+    JSONL = "jsonl"
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         print(f"finetooth {__version__}")
@@ -122,15 +130,33 @@ def demo(
 
 @app.command()
 def prepare(
-    run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False, offline: Offline = False
+    run_file: RunFile,
+    overrides: Overrides = None,
+    to: Annotated[
+        Layout | None,
+        typer.Option(show_default=False, help="Write the documents for other systems besides; needs --out."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder that --to writes; must not exist yet.")
+    ] = None,
+    row_length: Annotated[int, typer.Option(min=2, max=2**22, help="Tokens per row of --to h5.")] = 1024,
+    as_json: AsJson = False,
+    offline: Offline = False,
 ) -> None:
     """Turn records into documents and account for every one."""
 
     def verb(console: "Console") -> dict[str, Any]:
+        if (to is None) != (out is None):
+            fact, remedy = "--to and --out belong together", "give both or neither"
+            raise ConfigError(problem("command line", fact, remedy))
         config = _load(run_file, overrides)
         from finetooth.prepare import prepare as run
 
-        return run(config, console=console)
+        if to is None or out is None:
+            return run(config, console=console)
+        from finetooth.data.interop import Export
+
+        return run(config, export=Export(out, to.value, row_length), console=console)
 
     _run(verb, as_json=as_json)
 

@@ -8,6 +8,7 @@ from rich.text import Text
 from finetooth.base.terminal import print_text
 from finetooth.config.schema import SFTConfig
 from finetooth.config.sources import describe_sources
+from finetooth.data.interop import Export, require_new, write_token_files
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.data.records import Document
 from finetooth.data.store import DocumentStore
@@ -18,11 +19,14 @@ _SAMPLED_DOCUMENTS = 100
 _SAMPLE_CHARACTERS = 3000
 
 
-def prepare(config: SFTConfig, *, console: Console) -> dict[str, Any]:
+def prepare(config: SFTConfig, *, export: Export | None = None, console: Console) -> dict[str, Any]:
     """Prepares a config's data and prints what became of it; returns the same as one JSON object.
 
-    Raises DataError and ConfigError as `prepare_data` does.
+    export: what to write for other systems besides
+    Raises DataError and ConfigError as `prepare_data` and `write_token_files` do.
     """
+    if export is not None:
+        require_new(export.folder)
     prepared = prepare_data(config, console=console)
     how = "already prepared" if prepared.is_reused else "prepared"
     print_text(console, f"{describe_sources(config.data.train)}: {how}, template {prepared.template_name}")
@@ -31,7 +35,20 @@ def prepare(config: SFTConfig, *, console: Console) -> dict[str, Any]:
     for line in summary_remarks(prepared, config):
         print_text(console, line)
     _print_sample(prepared, console)
-    return summary_data(prepared)
+    written = {} if export is None else {"written": _export(prepared, config, export, console)}
+    return summary_data(prepared) | written
+
+
+def _export(prepared: PreparedData, config: SFTConfig, export: Export, console: Console) -> dict[str, Any]:
+    splits = {"train": prepared.train_documents} | ({"dev": prepared.dev} if prepared.dev else {})
+    single_turn = config.data.single_turn
+    meta = write_token_files(export, splits, template=prepared.template, single_turn=single_turn)
+    console.print()
+    for split in ("train", "val"):
+        counts = meta[split]
+        fact = f"{counts['num_examples']:,} documents, {counts['total_tokens']:,} tokens"
+        print_text(console, f"written for {split}: {fact}, as {export.layout} in {export.folder}")
+    return {"folder": str(export.folder), "layout": export.layout, **meta}
 
 
 def _print_sample(prepared: PreparedData, console: Console) -> None:

@@ -13,7 +13,7 @@ from tests.token_files import Encoded, chatml, read, words
 
 from finetooth.base.errors import ConfigError, DataError
 from finetooth.base.files import check_folder
-from finetooth.data.interop import Layout, write_token_files
+from finetooth.data.interop import Export, Layout, write_token_files
 from finetooth.data.records import Document, GivenTokens, Origin
 from finetooth.data.templates import Template, resolve_template
 
@@ -36,7 +36,8 @@ def documents(encoded: list[Encoded], *, weight: float = 1.0) -> Documents:
 def written(folder: Path, layout: Layout, **options: Any) -> dict[str, Any]:
     splits = {"train": documents(ENCODED[:3]), "dev": documents(ENCODED[3:])}
     defaults: dict[str, Any] = {"template": CHATML, "single_turn": False}
-    return write_token_files(folder, options.pop("splits", splits), layout=layout, **{**defaults, **options})
+    export = Export(folder, layout, options.pop("row_length", 1024))
+    return write_token_files(export, options.pop("splits", splits), **{**defaults, **options})
 
 
 def without_newline(encoded: list[Encoded]) -> list[Encoded]:
@@ -209,9 +210,8 @@ def test_real_documents_come_back(shared: Path, tmp_path: Path):
     assert prepared.dev is not None
     for layout, name in (("bin", "train.bin"), ("h5", "sft_packed.h5")):
         write_token_files(
-            tmp_path / layout,
+            Export(tmp_path / layout, layout),
             {"train": prepared.train, "dev": prepared.dev},
-            layout=layout,
             template=prepared.template,
             single_turn=False,
         )

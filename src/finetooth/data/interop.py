@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,39 +44,50 @@ _NAMES = {
 _CHUNK_TOKENS = 2**16
 
 
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What is written: the folder, which must not exist yet, the layout, and the tokens per row of h5."""
+
+    folder: Path
+    layout: Layout
+    row_length: int = 1024
+
+
 def write_token_files(
-    folder: Path,
-    documents: Mapping[str, DocumentSource],
-    *,
-    layout: Layout,
-    template: Template,
-    single_turn: bool,
-    row_length: int = 1024,
+    export: Export, documents: Mapping[str, DocumentSource], *, template: Template, single_turn: bool
 ) -> dict[str, Any]:
-    """Writes the documents of "train" and, where there are some, "dev" into a new folder; returns meta.json.
+    """Writes the documents of "train" and, where there are some, "dev"; returns what meta.json holds.
 
     single_turn: whether every document has one question, for reading back what stores no boundaries
-    row_length:  tokens per row of h5
     Raises ConfigError where the folder exists already, DataError with every document that the layout cannot
     express, and where the documents could not be told apart again.
     """
+    folder, layout = export.folder, export.layout
     if layout == "h5":
         import_h5py("--to h5")
-    _require_expressible(documents, layout, row_length)
+    require_new(folder)
+    _require_expressible(documents, export)
     try:
         with new_folder(folder) as partial:
             for split, source in documents.items():
                 path = partial / _NAMES[layout, split]
                 with _naming(folder, partial):
-                    _write(path, source, layout, template=template, row_length=row_length)
+                    _write(path, source, export, template)
                     if layout != "jsonl":
                         _require_same(path, source, template, single_turn=single_turn)
             lengths = {split: _lengths(source, layout, template) for split, source in documents.items()}
             meta = _meta(lengths, template)
             (partial / "meta.json").write_text(json.dumps(meta, indent=2))
-    except FileExistsError as error:
-        raise ConfigError(problem("--out", f"{folder} exists already", "name another folder")) from error
+    except FileExistsError:
+        require_new(folder)
+        raise
     return meta
+
+
+def require_new(folder: Path) -> None:
+    """Raises ConfigError where there is something at the place of a folder to be written."""
+    if folder.exists() or folder.is_symlink():
+        raise ConfigError(problem("--out", f"{folder} exists already", "name another folder"))
 
 
 @contextlib.contextmanager
@@ -87,33 +99,29 @@ def _naming(folder: Path, partial: Path) -> Generator[None]:
         raise DataError([text.replace(str(partial), str(folder)) for text in error.problems]) from error
 
 
-def _require_expressible(documents: Mapping[str, DocumentSource], layout: Layout, row_length: int) -> None:
+def _require_expressible(documents: Mapping[str, DocumentSource], export: Export) -> None:
     problems: list[str] = []
     for source in documents.values():
         for number, length in enumerate(source.lengths):
             document = source.document(number)
-            weights = document.loss_weights
-            if not np.all((weights == 0) | (weights == 1)):
-                odd = weights[(weights != 0) & (weights != 1)][0]
-                fact = f"loss weight {odd:g}, but {layout} knows trained and not trained only"
+            odd = document.loss_weights[(document.loss_weights != 0) & (document.loss_weights != 1)]
+            if len(odd):
+                fact = f"loss weight {odd[0]:g}, but {export.layout} knows trained and not trained only"
                 problems.append(problem(document.origin, fact, "give its turns the weights 0 or 1"))
-            if layout == "h5" and length > row_length:
-                fact = f"{length:,} tokens do not fit into a row of {row_length:,}, and none is cut"
+            if export.layout == "h5" and length > export.row_length:
+                fact = f"{length:,} tokens do not fit into a row of {export.row_length:,}, and none is cut"
                 problems.append(problem(document.origin, fact, "raise --row-length or lower data.max_length"))
     if problems:
         raise DataError(problems)
 
 
-def _write(
-    path: Path, source: DocumentSource, layout: Layout, *, template: Template, row_length: int
-) -> None:
-    if layout == "jsonl":
+def _write(path: Path, source: DocumentSource, export: Export, template: Template) -> None:
+    if export.layout == "jsonl":
         return _write_jsonl(path, _documents(source, None))
-    openings = openings_of(template, str(path))
-    documents = _documents(source, openings)
-    if layout == "bin":
+    documents = _documents(source, openings_of(template, str(path)))
+    if export.layout == "bin":
         return _write_bin(path, documents)
-    return _write_hdf5(path, _rows(documents, template.tokenizer, row_length))
+    return _write_hdf5(path, _rows(documents, template.tokenizer, export.row_length))
 
 
 def _documents(source: DocumentSource, openings: Openings | None) -> Iterator[Document]:
