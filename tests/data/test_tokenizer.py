@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tokenizers
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.chat import CONTROL_TOKENS, SAMPLE, save_tokenizer, tiny_definition, tiny_tokenizer, wild_text
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -35,6 +36,22 @@ def test_a_naive_encoder_does_give_control_tokens():
     for token, token_id in tokenizer.control_tokens.items():
         assert token_id in tokenizer.backend.encode(f"a {token} b").ids
         assert token_id not in tokenizer.encode_text(f"a {token} b")
+
+
+@given(token_ids=st.lists(st.integers(0, tiny_tokenizer().largest_id), max_size=30))
+def test_any_ids_decode_as_the_whole_tokenizer_decodes_them(token_ids: list[int]):
+    tokenizer = tiny_tokenizer()
+    expected = tokenizer.backend.decode(token_ids, skip_special_tokens=False)
+    assert tokenizer.decode(token_ids) == expected
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mistral_v3", "olmo_neox"])
+def test_real_tokenizers_decode_any_ids_as_a_whole(shared: Path, name: str):
+    tokenizer = load_tokenizer(str(shared / "tokenizers" / name))
+    ids = [number * 7919 % (tokenizer.largest_id + 1) for number in range(2000)]
+    for start in range(0, len(ids), 50):
+        portion = ids[start : start + 50]
+        assert tokenizer.decode(portion) == tokenizer.backend.decode(portion, skip_special_tokens=False)
 
 
 def test_text_without_control_strings_gets_the_ids_of_the_tokenizer_itself():

@@ -65,6 +65,7 @@ class Tokenizer:
         token_ids = {*vocabulary_of(definition["model"]).values(), *added.values()}
         self.folder = files.folder
         self.definition = msgspec.json.encode(definition)
+        self._decoding_definition = msgspec.json.encode(_without_merges(definition))
         self.chat_template = files.chat_template
         self.named_templates = dict(files.named_templates)
         self.special_tokens = dict(files.special_tokens)
@@ -182,7 +183,12 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, control tokens included."""
-        return self.backend.decode(list(token_ids), skip_special_tokens=False)
+        return self._decoder.decode(list(token_ids), skip_special_tokens=False)
+
+    @functools.cached_property
+    def _decoder(self) -> tokenizers.Tokenizer:
+        """The tokenizer without what only encoding needs, which takes most of the time it is built in."""
+        return tokenizers.Tokenizer.from_buffer(self._decoding_definition)
 
     def _make_twin(self, first_character: int) -> Twin:
         return Twin(
@@ -197,3 +203,8 @@ class Tokenizer:
     def _special(self, name: str) -> tuple[str | None, int | None]:
         text = self.special_tokens.get(name)
         return text, None if text is None else self.control_tokens[text]
+
+
+def _without_merges(definition: dict[str, Any]) -> dict[str, Any]:
+    model = definition["model"]
+    return {**definition, "model": {**model, "merges": []}} if "merges" in model else definition
