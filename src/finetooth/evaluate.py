@@ -20,6 +20,7 @@ from finetooth.evaluation.speaker import knows_tokens, model_folder
 from finetooth.model.load import load_policy, refuse_misfits
 from finetooth.model.policy import PolicyModel
 from finetooth.model.vocabulary import add_rows
+from finetooth.training.run_directory import told_time
 
 
 def evaluate(
@@ -33,7 +34,7 @@ def evaluate(
     console = console or Console(quiet=True)
     config = config or _own_config(target)
     devices = DeviceManager(config.training.device, config.training.precision)
-    prepared = prepare_data(config, console=console)
+    prepared = prepare_data(config, console=console, now=told_time(Path(target)))
     policy = load_policy(ModelConfig(path=model_folder(target)), devices=devices, place="command line")
     if not knows_tokens(target, prepared.template):
         add_rows(policy, prepared.template)

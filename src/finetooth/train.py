@@ -26,6 +26,7 @@ from finetooth.training.run_directory import (
     claimed_run_directory,
     describe_run,
     template_notes,
+    told_time,
     write_json,
 )
 from finetooth.training.trainer import SFTTrainer, TrainResult
@@ -77,7 +78,8 @@ def _train(
     started = time.perf_counter()
     output = Path(config.output_dir)
     with ranks.agreeing("preparing data"):
-        prepared = prepare_data(config, console=console)
+        now = told_time(output) if resume != "never" else None
+        prepared = prepare_data(config, console=console, now=now)
     train_documents, dev_documents = _documents(prepared, overfit)
     with ranks.agreeing("loading the model"):
         checkpoint = _checkpoint(config, resume, console)

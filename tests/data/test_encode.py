@@ -95,7 +95,7 @@ def test_every_option_reaches_the_documents():
         (
             [TALK[0], TALK[1] | {"reasoning_content": "so"}],
             "messages: messages[1] (assistant): the template leaves out its reasoning_content; "
-            "use one that writes it",
+            "use one that writes it, or put it into the content as <think>…</think>",
         ),
     ],
 )
@@ -132,3 +132,13 @@ def test_a_tokenizer_of_transformers_is_read_once_and_again_when_it_changed(monk
     del tokenizer, document
     gc.collect()
     assert len(encode._taken_over) < kept, "it lives no longer than its tokenizer"  # pyright: ignore[reportPrivateUsage]
+
+
+def test_tokens_that_the_tokenizer_lacks_are_not_made_up():
+    """A library user's model has no embedding for them."""
+    with pytest.raises(ConfigError) as caught:
+        encode_chat(tiny_tokenizer(), TALK, template="six-token")
+    assert str(caught.value) == (
+        "template: six-token writes <SOU> <EOU> <SOA> <EOA> <SOT> <EOT>, which the tokenizer lacks; "
+        "add them to it and to the model (tokenizer.add_tokens), or use another template"
+    )

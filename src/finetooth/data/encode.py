@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from finetooth.base.errors import DataError, problem
+from finetooth.base.errors import ConfigError, DataError, problem
 from finetooth.data.formats.reading import BadRecord, to_conversation
 from finetooth.data.masking import MaskOptions, Refusal, render_documents
 from finetooth.data.reasoning import fitted
@@ -54,6 +54,10 @@ def encode_chat(
     array([0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 1., 1., 0.], dtype=float32)
     """
     resolved = resolve_template(template, _tokenizer(tokenizer), template_args=template_args)
+    if resolved.added_tokens:
+        fact = f"{resolved.name} writes {' '.join(resolved.added_tokens)}, which the tokenizer lacks"
+        remedy = "add them to it and to the model (tokenizer.add_tokens), or use another template"
+        raise ConfigError(problem("template", fact, remedy))
     if add_generation_prompt:
         # A record needs an answer; what is put here in its place is taken away again.
         conversation = _conversation([*messages, {"role": "assistant", "content": "…"}], tools)

@@ -27,7 +27,7 @@ from finetooth.base.files import sha256_of
 from finetooth.config.schema import ModelConfig, SFTConfig
 from finetooth.config.sources import describe_sources
 from finetooth.data.accounting import write_prepared
-from finetooth.data.cache import cache_folder, code_fingerprint, hash_of, make_once
+from finetooth.data.cache import cache_folder, code_fingerprint, hash_of, is_sound, make_once
 from finetooth.data.formats.reading import is_prompt_response
 from finetooth.data.inputs import Source, examine_sources
 from finetooth.data.ledger import Counts
@@ -91,16 +91,22 @@ class PreparedData:
         return max(int(store.lengths.max()) for store in (self.train, self.dev) if store is not None)
 
 
-def prepare_data(config: SFTConfig, *, console: "Console | None" = None) -> PreparedData:
+def prepare_data(
+    config: SFTConfig, *, console: "Console | None" = None, now: datetime | None = None
+) -> PreparedData:
     """Gives the stores that a config describes, from the cache if they are there.
 
+    now: the time that the template tells, where a run has settled it; default: that at which the records in
+    the cache were prepared, else the present.
     Raises DataError with every record that must not be passed over (unless the settings drop it), where a
     file cannot be read, and where nothing is left to train or to evaluate.
     """
     sources = examine_sources(config.data)
     settings = _settings(config, sources)
     folder = cache_folder(config.data) / f"prepared-{hash_of(settings)[:32]}"
-    now = datetime.now().replace(microsecond=0)
+    if now is not None and is_sound(folder) and _time_of(folder) != now:
+        folder = folder.with_name(f"prepared-{hash_of(settings | {'now': now.isoformat()})[:32]}")
+    now = now or datetime.now().replace(microsecond=0)
     loader = TemplateLoader(config, all(is_prompt_response(source.format) for source in sources), now)
 
     def make(partial: Path) -> None:
@@ -112,6 +118,11 @@ def prepare_data(config: SFTConfig, *, console: "Console | None" = None) -> Prep
     with console.status(shown) if console else contextlib.nullcontext():
         is_made_here = make_once(folder, make)
     return _open(folder, sources, loader, is_reused=not is_made_here)
+
+
+def _time_of(folder: Path) -> datetime:
+    """The time that the template told when a folder was prepared."""
+    return datetime.fromisoformat(json.loads((folder / "prepared.json").read_bytes())["now"])
 
 
 class TemplateLoader:
