@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.records import messages_of, read, refusal, unread
 
 from finetooth.data.records import Message, Record
@@ -181,6 +184,50 @@ def test_other_text_stays_as_it_is(fields: dict[str, Any]):
     assert message.content == fields["content"]
     assert message.reasoning_content == fields.get("reasoning_content")
     assert message.text_with_reasoning is None
+
+
+# What Qwen3's template does with an answer: reasoning of its own, or taken from the text.
+THINKING = """
+{%- for message in messages %}{% set content = message.content %}
+{%- if message.reasoning_content is string %}{% set reasoning = message.reasoning_content %}
+{%- elif '</think>' in content %}
+{%- set reasoning = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
+{%- set content = content.split('</think>')[-1].lstrip('\n') %}
+{%- else %}{% set reasoning = '' %}{% endif %}
+{{- '<think>\n' + reasoning.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') + '<|im_end|>' }}
+{%- endfor %}"""
+
+
+@given(
+    *[st.text(alphabet="a \n\t<>/", max_size=8)] * 3,
+    st.sampled_from(["", " ", "\n", "\n\n", " \n"]),
+)
+def test_parted_reasoning_renders_as_the_whole_text_does(before: str, inside: str, behind: str, leading: str):
+    text = f"{leading}<think>{before}{inside}</think>{behind}4"
+    render = jinja2.Environment().from_string(THINKING).render
+    message = assistant(content=text)
+    assert message.text_with_reasoning == text
+    parted = {"content": message.content, "reasoning_content": message.reasoning_content}
+    assert render(messages=[parted]) == render(messages=[{"content": text}])
+
+
+def test_parted_reasoning_renders_as_the_whole_text_does_with_the_real_template(shared: Path):
+    template = jinja2.Environment().from_string((shared / "templates/qwen3.jinja").read_text())
+    for text in (
+        "<think>\na\n</think>\n\n4",
+        "<think>a</think>4",
+        "\n<think>\n\n</think>\n\n 4 ",
+        "<think></think>4",
+    ):
+        message = assistant(content=text)
+        parted = {"content": message.content, "reasoning_content": message.reasoning_content}
+        whole = {"role": "assistant", "content": text}
+        for behind in ([], [ASK], [{"role": "tool", "content": "4"}, {"role": "assistant", "content": "5"}]):
+            rendered = [
+                template.render(messages=[ASK, answer, *behind], tools=None)
+                for answer in (whole, {"role": "assistant", **parted})
+            ]
+            assert rendered[0] == rendered[1]
 
 
 def test_a_user_may_write_of_thinking():

@@ -1,9 +1,11 @@
 """Turns with `from` and `value` become messages, and calls of functions join the answer before them."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 from tests.records import messages_of, read, refusal, unread
 
@@ -57,6 +59,14 @@ def test_calls_and_the_text_before_them_are_one_message():
         Message("tool", "4"),
         Message("assistant", "4"),
     )
+
+
+def test_text_and_its_calls_are_rendered_as_one_turn(shared: Path):
+    template = jinja2.Environment().from_string((shared / "templates/qwen3.jinja").read_text())
+    said = turns(("human", "a"), ("gpt", "Let me see."), ("function_call", json.dumps(BARE)))
+    messages = [dataclasses.asdict(message) for message in messages_of(said)]
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call>'
+    assert template.render(messages=messages, tools=None).endswith(f"Let me see.\n{call}<|im_end|>\n")
 
 
 def test_text_behind_a_call_is_a_message_of_its_own():
