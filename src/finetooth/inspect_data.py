@@ -12,10 +12,10 @@ from finetooth.base.files import write_atomically
 from finetooth.base.terminal import print_text
 from finetooth.config.schema import SFTConfig
 from finetooth.config.sources import describe_sources
+from finetooth.data.pieces import document_data
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.data.tokenizer import Tokenizer
 from finetooth.reporting.page import Facts, html_page
-from finetooth.reporting.pieces import document_data
 from finetooth.reporting.record_report import find_record, report_record, report_unprepared
 from finetooth.reporting.samples import Sample, choose_samples
 from finetooth.reporting.step_report import report_step
@@ -62,7 +62,7 @@ def inspect(
         assert prepared is not None
         tokenizer = prepared.tokenizer
         num_each = _SAMPLES_ON_TERMINAL if html is None else _SAMPLES_ON_PAGE
-        samples = choose_samples(prepared, config, num_each=num_each)
+        samples = choose_samples(prepared, config, num_each=num_each, is_rendered=html is not None)
         _show_summary(prepared, config, stops, console)
         if html is None:
             for sample in samples:

@@ -10,12 +10,9 @@ from finetooth.config.schema import SFTConfig
 from finetooth.config.sources import describe_sources
 from finetooth.data.interop import Export, require_new, write_token_files
 from finetooth.data.preparation import PreparedData, prepare_data
-from finetooth.data.records import Document
-from finetooth.data.store import DocumentStore
-from finetooth.reporting.mask_view import mask_view
+from finetooth.reporting.mask_view import pieces_view
 from finetooth.reporting.summary import summary_data, summary_remarks, summary_table
 
-_SAMPLED_DOCUMENTS = 100
 _SAMPLE_CHARACTERS = 3000
 
 
@@ -52,14 +49,8 @@ def _export(prepared: PreparedData, config: SFTConfig, export: Export, console: 
 
 
 def _print_sample(prepared: PreparedData, console: Console) -> None:
-    document = _short_document(prepared.train)
-    view = mask_view(document, prepared.tokenizer)
+    view = pieces_view(prepared.sample.pieces)
     if len(view) > _SAMPLE_CHARACTERS:
         view = Text.assemble(view[:_SAMPLE_CHARACTERS], " …")
-    print_text(console, f"\nThe document of {document.origin}; targets stand ⟦in brackets⟧:\n")
+    print_text(console, f"\nThe document of {prepared.sample.origin}; targets stand ⟦in brackets⟧:\n")
     console.print(view, soft_wrap=True)
-
-
-def _short_document(store: DocumentStore) -> Document:
-    """The shortest among the first ones, so that all of it can be looked at."""
-    return store.document(int(store.lengths[:_SAMPLED_DOCUMENTS].argmin()))

@@ -12,6 +12,7 @@ The name is known before the tokenizer is built; what lies in the cache is opene
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -32,6 +33,7 @@ from finetooth.data.formats.reading import is_prompt_response
 from finetooth.data.inputs import Source, examine_sources
 from finetooth.data.ledger import Counts
 from finetooth.data.masking import RenderReport
+from finetooth.data.pieces import Piece, pieces_of
 from finetooth.data.records import DocumentSource
 from finetooth.data.store import DocumentStore, open_store
 from finetooth.data.subset import Subset
@@ -43,8 +45,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _LIBRARIES_THAT_RENDER = ("jinja2", "tokenizers")
+_SAMPLED_DOCUMENTS = 100
+_SAMPLE_TOKENS = 1000
 # What is prepared does not depend on these, or depends on what they name, which is hashed.
 _NOT_IN_THE_NAME = ("train", "dev", "cache_dir", "format", "fields", "max_records")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A short document to be looked at, or its beginning."""
+
+    origin: str
+    pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,7 @@ class PreparedData:
     template_name:    the name of the template, which is loaded when it is asked for
     counts:           by split, what the ledger says
     statistics:       by split, the figures of what was kept, over all and under "sources" for each
+    sample:           the shortest of the first documents of train
     report:           what rendering changed
     unread_fields:    in how many kept records stands what, that is not read
     has_more_records: whether a training source holds more than max_records; those were not read
@@ -69,6 +82,7 @@ class PreparedData:
     template_name: str
     counts: dict[str, Counts]
     statistics: dict[str, Any]
+    sample: Sample
     report: RenderReport
     unread_fields: dict[str, int]
     has_more_records: bool
@@ -112,6 +126,7 @@ def prepare_data(
     def make(partial: Path) -> None:
         described = write_prepared(partial, config, sources, loader.template)
         described |= {"settings": settings, "template": loader.template.name, "now": loader.now.isoformat()}
+        described["sample"] = dataclasses.asdict(_sample(open_store(partial / "train"), loader.template))
         (partial / "prepared.json").write_text(json.dumps(described, indent=1))
 
     shown = f"Preparing {describe_sources(config.data.train)} …"
@@ -151,6 +166,12 @@ class TemplateLoader:
     def at(self, now: datetime) -> "TemplateLoader":
         """One for another time."""
         return self if now == self.now else TemplateLoader(self._config, self._is_prompt_response, now)
+
+
+def _sample(train: DocumentStore, template: Template) -> "Sample":
+    document = train.document(int(train.lengths[:_SAMPLED_DOCUMENTS].argmin()))
+    pieces = pieces_of(document, template.tokenizer, end=_SAMPLE_TOKENS)
+    return Sample(str(document.origin), tuple(pieces))
 
 
 def _tokenizer_name(model: ModelConfig) -> tuple[str, str]:
@@ -194,6 +215,10 @@ def _open(
         template_name=described["template"],
         counts={split: Counts(**count) for split, count in described["counts"].items()},
         statistics=described["statistics"],
+        sample=Sample(
+            described["sample"]["origin"],
+            tuple(Piece(**piece) for piece in described["sample"]["pieces"]),
+        ),
         report=RenderReport(**described["report"]),
         unread_fields=described["unread_fields"],
         has_more_records=described["has_more_records"],

@@ -17,7 +17,6 @@ import msgspec
 
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.files import sha256_of
-from finetooth.base.hub import local_folder
 
 SPECIAL_TOKEN_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
@@ -59,7 +58,7 @@ class TokenizerFiles:
 
 def read_tokenizer_files(name_or_folder: str, place: str) -> TokenizerFiles:
     """Reads the tokenizer of a folder or hub repository. Raises ConfigError where there is none."""
-    folder = local_folder(name_or_folder, place=place, required=("tokenizer*",), patterns=_PATTERNS)
+    folder = _local_folder(name_or_folder, place)
     keeper = None
     if not (folder / "tokenizer.json").is_file():
         keeper = _converted(folder, place)
@@ -81,7 +80,7 @@ def read_tokenizer_files(name_or_folder: str, place: str) -> TokenizerFiles:
 
 def hash_tokenizer_files(name_or_folder: str, place: str) -> str:
     """SHA-256 over the files that define a tokenizer, without parsing them. Raises ConfigError for none."""
-    folder = local_folder(name_or_folder, place=place, required=("tokenizer*",), patterns=_PATTERNS)
+    folder = _local_folder(name_or_folder, place)
     files = sorted({file for pattern in _PATTERNS for file in folder.glob(pattern) if file.is_file()})
     if (folder / "tokenizer.json").is_file():  # config.json is read for the conversion alone
         files = [file for file in files if file.name != "config.json"]
@@ -97,6 +96,14 @@ def vocabulary_of(model: Mapping[str, Any]) -> dict[str, int]:
     if isinstance(vocabulary, list):
         return {piece: index for index, (piece, _) in enumerate(cast(list[tuple[str, float]], vocabulary))}
     return vocabulary
+
+
+def _local_folder(name_or_folder: str, place: str) -> Path:
+    if (path := Path(name_or_folder).expanduser()).is_dir():
+        return path
+    from finetooth.base.hub import local_folder  # its libraries take longer to import than all else here
+
+    return local_folder(name_or_folder, place=place, required=("tokenizer*",), patterns=_PATTERNS)
 
 
 def _converted(folder: Path, place: str) -> tempfile.TemporaryDirectory[str]:

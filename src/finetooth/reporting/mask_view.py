@@ -1,14 +1,14 @@
 """A document as text whose targets can be seen: coloured on a terminal, in brackets everywhere."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich.text import Text
 
 from finetooth.base.terminal import make_visible
+from finetooth.data.pieces import Piece, pieces_of
 from finetooth.data.records import Document
 from finetooth.data.tokenizer import Tokenizer
-from finetooth.reporting.pieces import Piece, pieces_of
 
 OPENING, CLOSING = "⟦", "⟧"
 TARGET_STYLE = "bold green"
@@ -29,8 +29,12 @@ def mask_view(document: Document, tokenizer: Tokenizer, *, end: int | None = Non
         <|im_start|>assistant↵
         ⟦4<|im_end|>⟧↵
     """
+    return pieces_view(pieces_of(document, tokenizer, end=end))
+
+
+def pieces_view(pieces: Iterable[Piece]) -> Text:
+    """The same of a document's pieces."""
     view = Text()
-    pieces = pieces_of(document, tokenizer, end=end)
     for loss_weight, run in itertools.groupby(pieces, lambda piece: piece.loss_weight):
         text = visible("".join(piece.text for piece in run)).replace("↵", "↵\n")
         if loss_weight == 0:

@@ -14,10 +14,10 @@ import jinja2
 import numpy as np
 
 from finetooth.base.terminal import make_visible
+from finetooth.data.pieces import Piece, pieces_of
 from finetooth.data.records import Document
 from finetooth.data.tokenizer import Tokenizer
 from finetooth.reporting.mask_view import visible
-from finetooth.reporting.pieces import Piece, pieces_of
 from finetooth.reporting.samples import Sample
 
 MAX_BYTES = 2_000_000

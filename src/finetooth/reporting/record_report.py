@@ -13,17 +13,19 @@ import numpy as np
 
 from finetooth.base.errors import ConfigError, DataError, problem
 from finetooth.config.schema import SFTConfig
-from finetooth.data.formats.reading import Format, is_prompt_response
-from finetooth.data.inputs import entries_of, examine_sources
-from finetooth.data.ledger import Entry, Outcome
+from finetooth.config.sources import SourceConfig
+from finetooth.data.formats.reading import BadRecord, is_prompt_response, to_conversation
+from finetooth.data.inputs import Source, entries_of, examine_sources
+from finetooth.data.ledger import Entry, Item, Outcome
+from finetooth.data.pieces import document_data
 from finetooth.data.preparation import PreparedData, TemplateLoader
 from finetooth.data.records import Conversation, Document, GivenTokens, Message, Origin, PlainText, Record
 from finetooth.data.rendering import render_records
 from finetooth.data.sources import BadLine
 from finetooth.data.store import open_store
 from finetooth.data.templates import Template
+from finetooth.data.token_shards import is_shard_folder
 from finetooth.data.tokenizer import Tokenizer
-from finetooth.reporting.pieces import document_data
 
 _LONGEST_RAW_TEXT = 4000
 _TEXT_ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
@@ -100,17 +102,24 @@ def find_record(prepared: PreparedData, wanted: str) -> LedgerEntry:
     raise ConfigError(_no_such_record(wanted, next(ledger_entries(prepared)).origin, num_records))
 
 
-def report_record(prepared: PreparedData, config: SFTConfig, entry: LedgerEntry) -> RecordReport:
-    """The whole report on a record; one that is not kept is read and rendered again, alone.
+def report_record(
+    prepared: PreparedData, config: SFTConfig, entry: LedgerEntry, *, is_rendered: bool = True
+) -> RecordReport:
+    """The whole report on a record; one that is not kept is read again, and rendered alone.
 
+    is_rendered: whether it is; without, the text stands in the place of documents, and there is no remedy
     Raises DataError where it is not at its place any more.
     """
     if entry.line["state"] == "kept":
         return RecordReport(entry, "", _stored_documents(prepared, entry), "")
-    reading = reading_of(prepared, entry.origin.path)
-    outcome = _render_alone(_read_again(entry.origin), prepared.template, reading, config)
+    source = source_of(prepared, entry)
+    record = _read_again(entry.origin, source, prepared)
+    if not is_rendered:
+        return RecordReport(entry, "", (), _text_of(record, _item_of(record, source, config)))
+    outcome = _render_alone(record, prepared.template, source, config)
     remedy = outcome.remedy if outcome.reason == entry.line["reason"] else ""
-    return RecordReport(entry, remedy, outcome.documents, "" if outcome.documents else _text_of(outcome))
+    text = "" if outcome.documents else _text_of(record, outcome.item)
+    return RecordReport(entry, remedy, outcome.documents, text)
 
 
 def report_unprepared(config: SFTConfig, wanted: str) -> tuple[RecordReport, Tokenizer]:
@@ -119,37 +128,38 @@ def report_unprepared(config: SFTConfig, wanted: str) -> tuple[RecordReport, Tok
     Raises ConfigError where there is no such record.
     """
     sources = examine_sources(config.data)
+    are_pairs = all(is_prompt_response(source.format) for source in sources)
+    template = TemplateLoader(config, are_pairs, datetime.now()).template
+    numbered = enumerate(((s, record) for s in sources for record in s.entries(template)), start=1)
     number, first = 0, None
-    for source in sources:
-        for record in source.entries():
-            number += 1
-            first = first or record.origin
-            if wanted not in (str(number), str(record.origin)):
-                continue
-            are_pairs = all(is_prompt_response(source.format) for source in sources)
-            template = TemplateLoader(config, are_pairs, datetime.now()).template
-            outcome = _render_alone(record, template, Reading(source.format, source.settings.fields), config)
+    for number, (source, record) in numbered:
+        first = first or record.origin
+        if wanted in (str(number), str(record.origin)):
+            outcome = _render_alone(record, template, source, config)
             entry = LedgerEntry(number, record.origin, outcome.ledger_line(source.split, source.path))
-            report = RecordReport(entry, outcome.remedy, outcome.documents, _text_of(outcome))
-            return report, template.tokenizer
+            text = _text_of(record, outcome.item)
+            return RecordReport(entry, outcome.remedy, outcome.documents, text), template.tokenizer
     assert first is not None, "a source without entries is refused before"
     raise ConfigError(_no_such_record(wanted, first, number))
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How the records of a file are read."""
-
-    format: Format
-    fields: dict[str, str] | None
-
-
-def reading_of(prepared: PreparedData, path: str) -> Reading:
-    """How the records of a file were read."""
-    described = json.loads((prepared.folder / "prepared.json").read_bytes())
-    sources = described["settings"]["sources"]
-    source = next(source for source in sources if path in source["files"])
-    return Reading(source["format"], source["fields"])
+def source_of(prepared: PreparedData, entry: LedgerEntry) -> Source:
+    """The source of a record, of which only the file of that record is read."""
+    settings = json.loads((prepared.folder / "prepared.json").read_bytes())["settings"]
+    path, split = entry.line["source"], entry.line["split"]
+    named = [source for source in settings["sources"] if source["path"] == path]
+    found = next((source for source in named if source["split"] == split), named[0])
+    file = path if is_shard_folder(Path(path)) else entry.origin.path
+    return Source(
+        settings=SourceConfig(path=path, fields=found["fields"]),
+        place="",
+        split=found["split"],
+        files=(file,),
+        format=found["format"],
+        hashes={},
+        states={},
+        single_turn=found["single_turn"],
+    )
 
 
 def _entry(number: int, text: bytes) -> LedgerEntry:
@@ -173,37 +183,44 @@ def _stored_documents(prepared: PreparedData, entry: LedgerEntry) -> tuple[Docum
     return tuple(store.document(int(number)) for number in np.flatnonzero(places))
 
 
-def _read_again(origin: Origin) -> Entry:
-    for entry in entries_of([origin.path]):
-        if entry.origin.line == origin.line:
+def _read_again(origin: Origin, source: Source, prepared: PreparedData) -> Entry:
+    # Only files of tokens ask for the template, which takes time to load.
+    entries = source.entries(prepared.template) if source.format == "tokens" else entries_of(source.files)
+    for entry in entries:
+        if entry.origin == origin:
             return entry
     raise DataError(problem(origin, "no record stands there any more", "run again when the file is complete"))
 
 
-def _render_alone(record: Entry, template: Template, reading: Reading, config: SFTConfig) -> Outcome:
-    format, fields = reading.format, reading.fields
+def _item_of(record: Entry, source: Source, config: SFTConfig) -> Item | None:
+    if not isinstance(record, Record):
+        return record if isinstance(record, GivenTokens) else None
+    fields, input_join = source.settings.fields, config.data.input_join
+    read = to_conversation(record, format=source.format, fields=fields, input_join=input_join)
+    return None if isinstance(read, BadRecord) else read
+
+
+def _render_alone(record: Entry, template: Template, source: Source, config: SFTConfig) -> Outcome:
+    format, fields = source.format, source.settings.fields
     [([outcome], _)] = render_records([record], template, format=format, fields=fields, data=config.data)
     return outcome
 
 
-def _text_of(outcome: Outcome) -> str:
+def _text_of(record: Entry, item: Item | None) -> str:
     """What stands in a record, as far as it could be understood."""
-    match outcome.item:
-        case Conversation(messages=messages):
+    match item, record:
+        case Conversation(messages=messages), _:
             return "\n\n".join(f"{message.role}: {_text_of_message(message)}" for message in messages)
-        case PlainText(text=text):
+        case PlainText(text=text), _:
             return text
-        case GivenTokens(token_ids=token_ids):
+        case _, GivenTokens(token_ids=token_ids):
             return f"tokens {token_ids.tolist()}"
-        case None:
-            pass
-    match outcome.entry:
-        case BadLine(origin=origin):
-            return _raw_text(origin)
-        case GivenTokens():
-            return ""
-        case Record(fields=fields):
+        case _, Record(fields=fields):
             return json.dumps(fields, ensure_ascii=False, indent=1)
+        case _, BadLine(origin=origin):
+            return _raw_text(origin)
+        case _:
+            return ""
 
 
 def _text_of_message(message: Message) -> str:

@@ -15,8 +15,8 @@ from finetooth.reporting.record_report import (
     LedgerEntry,
     RecordReport,
     ledger_entries,
-    reading_of,
     report_record,
+    source_of,
 )
 
 _CONVERSATIONS_LOOKED_AT = 1000
@@ -30,9 +30,13 @@ class Sample:
     record: RecordReport
 
 
-def choose_samples(prepared: PreparedData, config: SFTConfig, *, num_each: int) -> list[Sample]:
+def choose_samples(
+    prepared: PreparedData, config: SFTConfig, *, num_each: int, is_rendered: bool
+) -> list[Sample]:
     """The shortest and the longest, one with tools, one of several turns, `num_each` at random, `num_each`
     refused and `num_each` dropped, as far as there are any; each record once, with all it stands for.
+
+    is_rendered: whether those that were not kept are rendered, which takes a second
     """
     wanted: dict[Origin, list[str]] = {}
     for kind, origin in _kept(prepared, config, num_each):
@@ -47,7 +51,7 @@ def choose_samples(prepared: PreparedData, config: SFTConfig, *, num_each: int) 
         if entry.origin in wanted:
             entries.setdefault(entry.origin, entry)
     return [
-        Sample(tuple(kinds), report_record(prepared, config, entries[origin]))
+        Sample(tuple(kinds), report_record(prepared, config, entries[origin], is_rendered=is_rendered))
         for origin, kinds in wanted.items()
     ]
 
@@ -66,15 +70,14 @@ def _by_what_they_hold(prepared: PreparedData) -> Iterator[tuple[str, Origin]]:
     """The first kept records with tools, and of several turns, among the first of the file."""
     missing = {"with tools", "several turns"}
     entries = itertools.islice(ledger_entries(prepared), _CONVERSATIONS_LOOKED_AT)
-    proved = [entry for entry in entries if entry.line["mask"] == "proved"]
-    kept = {entry.origin for entry in proved if entry.line["state"] == "kept"}
-    paths = dict.fromkeys(origin.path for origin in kept)
-    for path in paths:
-        reading = reading_of(prepared, path)
-        for record in itertools.islice(entries_of([path]), _CONVERSATIONS_LOOKED_AT):
-            if not missing or not isinstance(record, Record) or record.origin not in kept:
+    kept = [entry for entry in entries if (entry.line["state"], entry.line["mask"]) == ("kept", "proved")]
+    origins = {entry.origin for entry in kept}
+    for entry in {entry.origin.path: entry for entry in kept}.values():
+        source = source_of(prepared, entry)
+        for record in itertools.islice(entries_of(source.files), _CONVERSATIONS_LOOKED_AT):
+            if not missing or not isinstance(record, Record) or record.origin not in origins:
                 continue
-            read = to_conversation(record, format=reading.format, fields=reading.fields)
+            read = to_conversation(record, format=source.format, fields=source.settings.fields)
             if not isinstance(read, Conversation):
                 continue
             for kind in sorted(missing & _kinds_of(read)):

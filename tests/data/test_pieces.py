@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.small_tokenizer import write_small_tokenizer
 
+from finetooth.data.pieces import document_data, pieces_of
 from finetooth.data.records import Document, Origin
 from finetooth.data.tokenizer import Tokenizer, load_tokenizer
-from finetooth.reporting.pieces import document_data, pieces_of
 
 
 @pytest.fixture(scope="module")
