@@ -26,7 +26,14 @@ class Hub:
         self.online = online
         self.num_downloads = 0
 
-    def __call__(self, name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
+    def __call__(
+        self,
+        name: str,
+        *,
+        allow_patterns: list[str],
+        local_files_only: bool = False,
+        repo_type: str = "model",
+    ) -> str:
         if local_files_only:
             if self.cached is None:
                 raise LocalEntryNotFoundError("not cached")

@@ -8,7 +8,8 @@ import pytest
 
 from finetooth.base.errors import DataError
 from finetooth.config.sources import SourceConfig
-from finetooth.data.source_files import files_of, split_of
+from finetooth.data.file_names import split_of
+from finetooth.data.source_files import files_of
 from finetooth.data.sources import ending_of
 
 
@@ -81,10 +82,16 @@ def test_links_to_folders_are_followed_but_not_in_circles():
     assert files("d") == ["d/b.jsonl", "d/link/a.jsonl"]
 
 
-def test_a_link_to_nothing_is_a_file_that_cannot_be_read():
-    put("d/a.jsonl")
-    os.symlink("gone", "d/b.jsonl")
-    assert files("d") == ["d/a.jsonl", "d/b.jsonl"]
+def test_what_is_no_file_is_told_before_anything_waits_for_it():
+    os.mkfifo("pipe.jsonl")
+    put("d/a.jsonl", "e/a.jsonl")
+    os.mkfifo("d/b.jsonl")
+    os.symlink("gone", "e/b.jsonl")
+    assert refusal("pipe.jsonl") == "pipe.jsonl: not a regular file; copy its content to a file"
+    assert refusal("d") == "d/b.jsonl: not a regular file; copy its content to a file"
+    assert refusal("e/*") == (
+        "e/b.jsonl: no such file; check the path, which is relative to the working directory"
+    )
 
 
 @pytest.mark.parametrize(

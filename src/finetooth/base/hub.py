@@ -1,12 +1,13 @@
-"""Finds the local folder of a model or tokenizer named by folder or hub name; the network comes last."""
+"""Finds models, tokenizers and datasets by folder or hub name in the local cache; the network comes last."""
 
+import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import httpx
-from huggingface_hub import constants, snapshot_download  # pyright: ignore[reportUnknownVariableType]
+from huggingface_hub import HfApi, constants, snapshot_download  # pyright: ignore[reportUnknownVariableType]
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -17,6 +18,7 @@ from huggingface_hub.errors import (
 
 from finetooth.base.errors import ConfigError, problem
 
+_INVALID_DATASET = ("not a valid hub name", "write hf://OWNER/NAME")
 _NOT_KEPT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -40,19 +42,49 @@ def local_folder(name: str, *, place: str, required: Sequence[str], patterns: Se
     cached = _cached(name, patterns)
     if cached is not None and all(any(cached.glob(pattern)) for pattern in required):
         return cached
-    try:
+    # A name with a slash is seldom a folder's; one without may well be a folder mistyped.
+    no_folder = "" if "/" in name else "no folder of that name, and "
+    invalid = "neither a folder nor a valid hub name", "name an existing folder or a hub repository"
+    with _told(place, f"{name}: {no_folder}", invalid=invalid):
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
+
+
+def cached_dataset(name: str, *, patterns: Sequence[str]) -> Path | None:
+    """The copy of a hub dataset in the cache; None where files that match are known to be missing there."""
+    return _cached(name, patterns, repo_type="dataset")
+
+
+def fetched_dataset(name: str, *, place: str, patterns: Sequence[str]) -> Path:
+    """The folder with those files of a hub dataset that match, fetched; ConfigError where that fails."""
+    with _told(place, f"hf://{name}: ", invalid=_INVALID_DATASET):
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=list(patterns)))
+
+
+def dataset_file_names(name: str, *, place: str) -> list[str]:
+    """The names of all files of a hub dataset, asked of the hub; ConfigError where it does not answer."""
+    with _told(place, f"hf://{name}: ", invalid=_INVALID_DATASET):
+        return sorted(HfApi().list_repo_files(name, repo_type="dataset"))
+
+
+@contextlib.contextmanager
+def _told(place: str, subject: str, *, invalid: tuple[str, str]) -> Generator[None]:
+    """What the hub's library raises becomes a ConfigError about the subject.
+
+    invalid: fact and remedy for what cannot be a name.
+    """
+    try:
+        yield
     except HFValidationError:
-        fact, remedy = "neither a folder nor a valid hub name", "name an existing folder or a hub repository"
+        fact, remedy = invalid
     except GatedRepoError:
         fact, remedy = "gated on the hub", "accept its terms on its page and set HF_TOKEN"
     except RepositoryNotFoundError:
         fact, remedy = "not on the hub", "check the name; private ones need HF_TOKEN"
     except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
         fact, remedy = _failure_in_words(error)
-    # A name with a slash is seldom a folder's; one without may well be a folder mistyped.
-    no_folder = "" if "/" in name else "no folder of that name, and "
-    raise ConfigError(problem(place, f"{name}: {no_folder}{fact}", remedy))
+    else:
+        return
+    raise ConfigError(problem(place, subject + fact, remedy))
 
 
 def _failure_in_words(error: Exception) -> tuple[str, str]:
@@ -74,8 +106,10 @@ def _failure_in_words(error: Exception) -> tuple[str, str]:
     return "not in the local cache, and the hub is unreachable", "check the network"
 
 
-def _cached(name: str, patterns: Sequence[str]) -> Path | None:
+def _cached(name: str, patterns: Sequence[str], *, repo_type: str = "model") -> Path | None:
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns), local_files_only=True))
+        return Path(
+            snapshot_download(name, repo_type=repo_type, allow_patterns=list(patterns), local_files_only=True)
+        )
     except (LocalEntryNotFoundError, HFValidationError):
         return None

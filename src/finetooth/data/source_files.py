@@ -8,38 +8,14 @@ LICENSE, pictures, code, …) is passed over; a file of an unknown kind is an er
 import glob
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from finetooth.base.errors import DataError, problem
 from finetooth.config.sources import SourceConfig
-from finetooth.data.sources import COLUMNAR_ENDINGS, COMPRESSED, TEXT_ENDINGS, ending_of
-
-TOKEN_ENDINGS = (".bin", ".h5", ".hdf5", ".pth", ".pt")
-
-SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "eval": "validation",
-}
-
-_NO_DATA_STEMS = ("readme", "license", "licence", "notice", "citation", "changelog", "copying", "_success")
-_NO_DATA_NAMES = ("dataset_info.json", "dataset_infos.json", "state.json", "manifest.json")
-# fmt: off
-_NO_DATA_ENDINGS = (
-    ".md", ".rst", ".html", ".pdf", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".py", ".sh", ".ipynb",
-    ".yaml", ".yml", ".toml", ".lock", ".log", ".crc", ".md5", ".sha256",
-)
-# fmt: on
-_SHARD = re.compile(r"(?P<before>.*?)-(?P<number>\d+)-of-(?P<count>\d+)(?P<after>\.[^/]*)?")
+from finetooth.data.file_names import TOKEN_ENDINGS, is_data, is_no_data, require_complete, split_of
+from finetooth.data.sources import ending_of, require_file
 
 
 def files_of(source: SourceConfig, *, place: str) -> list[str]:
@@ -49,33 +25,22 @@ def files_of(source: SourceConfig, *, place: str) -> list[str]:
     pattern names nothing, where a folder holds what cannot be read, several splits or a part of its shards.
     """
     path = source.path
-    if os.path.isdir(path):
+    if path.startswith("hf://"):
+        from finetooth.data.hub_files import hub_files  # the hub's library takes a while to load
+
+        files = hub_files(path, place=place)
+    elif os.path.isdir(path):
         files = _data_files(_files_below(path), path)
         _require_one_split(path, files)
-        return _require_complete(path, files)
-    if not os.path.lexists(path) and glob.has_magic(path):
-        return _require_complete(path, _files_matching(path))
-    if not os.path.exists(path):
-        fact, remedy = "no such file", "check the path, which is relative to the working directory"
-        raise DataError(problem(path, fact, remedy))
-    return [path]
-
-
-def split_of(path: str) -> str | None:
-    """The split that a path within a folder names, by whole words; None for none or several.
-
-    >>> split_of("data/train-00000-of-00002.parquet"), split_of("test/a.jsonl"), split_of("contest.jsonl")
-    ('train', 'test', None)
-    """
-    words = re.findall(r"[a-z]+", path.lower())
-    named = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
-    return named.pop() if len(named) == 1 else None
-
-
-def is_data(path: str) -> bool:
-    """Whether a file's ending says that it holds records or tokens."""
-    ending = ending_of(path)
-    return ending.removesuffix(COMPRESSED) in TEXT_ENDINGS or ending in (*COLUMNAR_ENDINGS, *TOKEN_ENDINGS)
+    elif not os.path.lexists(path) and glob.has_magic(path):
+        files = _files_matching(path)
+    else:
+        require_file(path)
+        return [path]
+    require_complete(path, files)
+    for file in files:
+        require_file(file)
+    return files
 
 
 def _files_below(folder: str, *, parents: tuple[str, ...] = ()) -> list[str]:
@@ -100,7 +65,7 @@ def _files_below(folder: str, *, parents: tuple[str, ...] = ()) -> list[str]:
 def _data_files(found: Sequence[str], source: str) -> list[str]:
     """Those of the files that hold records; an unknown kind is an error."""
     with_tokens = {path for path in found if ending_of(path) in TOKEN_ENDINGS}
-    files = [path for path in found if not _is_no_data(path, beside_tokens=bool(with_tokens))]
+    files = [path for path in found if not is_no_data(path, beside_tokens=bool(with_tokens))]
     files = [path for path in files if not _are_labels(path, with_tokens)]
     unknown = [path for path in files if not is_data(path)]
     if unknown:
@@ -110,17 +75,6 @@ def _data_files(found: Sequence[str], source: str) -> list[str]:
     if not files:
         raise DataError(problem(source, "holds no file of records", "name the folder that holds them"))
     return files
-
-
-def _is_no_data(path: str, *, beside_tokens: bool) -> bool:
-    name = os.path.basename(path).lower()
-    stem, ending = os.path.splitext(name)
-    return (
-        (stem in _NO_DATA_STEMS and not is_data(name))
-        or name in _NO_DATA_NAMES
-        or ending in _NO_DATA_ENDINGS
-        or (name == "meta.json" and beside_tokens)
-    )
 
 
 def _are_labels(path: str, with_tokens: set[str]) -> bool:
@@ -184,24 +138,3 @@ def _require_one_split(folder: str, files: Sequence[str]) -> None:
     if len(by_split) > 1:
         fact = f"holds several splits ({', '.join(by_split.values())})"
         raise DataError(problem(folder, fact, "name the files of one, for instance by a pattern"))
-
-
-def _require_complete(source: str, files: list[str]) -> list[str]:
-    """Shards say how many they are (a-00000-of-00003.parquet): a part of them is an error."""
-    numbers: dict[tuple[str, ...], set[int]] = {}
-    for file in files:
-        if match := _SHARD.fullmatch(file):
-            key = (match["before"], match["count"], match["after"] or "")
-            numbers.setdefault(key, set()).add(int(match["number"]))
-    problems = [
-        problem(
-            source,
-            f"{before}-*-of-{count}{after} are {len(found)} files",
-            f"add what is missing of {int(count)}",
-        )
-        for (before, count, after), found in numbers.items()
-        if found != set(range(int(count)))
-    ]
-    if problems:
-        raise DataError(problems)
-    return files

@@ -47,8 +47,20 @@ def read_records(path: str | Path) -> Iterator[Record | BadLine]:
                                                  (blank: skipped)
         {"prompt": NaN}                          BadLine(origin t.jsonl:3, "NaN is not JSON")
     """
-    _require_file(path)
+    require_file(path)
     return _records(path, _entries(path))
+
+
+def require_file(path: str | Path) -> None:
+    """Raises DataError where a path is no file that can be read again and again, such as a pipe."""
+    file_path = Path(path)
+    if file_path.is_dir():
+        raise DataError(problem(path, "a folder", "name one file"))
+    if not file_path.exists():
+        fact, remedy = "no such file", "check the path, which is relative to the working directory"
+        raise DataError(problem(path, fact, remedy))
+    if not file_path.is_file():
+        raise DataError(problem(path, "not a regular file", "copy its content to a file"))
 
 
 def ending_of(path: str | Path) -> str:
@@ -59,17 +71,6 @@ def ending_of(path: str | Path) -> str:
     """
     stem, ending = os.path.splitext(str(path).lower())
     return os.path.splitext(stem)[1] + ending if ending == COMPRESSED else ending
-
-
-def _require_file(path: str | Path) -> None:
-    file_path = Path(path)
-    if file_path.is_dir():
-        raise DataError(problem(path, "a folder", "name one file"))
-    if not file_path.exists():
-        fact, remedy = "no such file", "check the path, which is relative to the working directory"
-        raise DataError(problem(path, fact, remedy))
-    if not file_path.is_file():
-        raise DataError(problem(path, "not a regular file", "copy its content to a file"))
 
 
 def _entries(path: str | Path) -> Iterator[Entry]:
