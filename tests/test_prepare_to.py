@@ -70,3 +70,25 @@ def test_mistakes_are_told_before_anything_is_prepared(folder: Path):
     done = prepare(folder, "--to", "parquet", "--out", "new")
     assert done.returncode == 2
     assert "'parquet' is not one of 'h5', 'bin', 'jsonl'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("layout", "train", "val"),
+    [
+        ("bin", "train.bin", "val.bin"),
+        ("h5", "sft_packed.h5", "sft_dev_packed.h5"),
+        ("jsonl", "train.jsonl", "val.jsonl"),
+    ],
+)
+def test_what_was_written_is_prepared_again_to_the_same_documents(
+    folder: Path, layout: str, train: str, val: str
+):
+    first = prepare(folder, "--to", layout, "--out", "out", "--json")
+    assert first.returncode == 0, first.stderr
+    again = prepare(folder, f"data.train=out/{train}", f"data.dev=out/{val}", "--json")
+    assert again.returncode == 0, again.stderr
+    written, found = json.loads(first.stdout)["written"], json.loads(again.stdout)["splits"]
+    for name, split in (("train", "train"), ("val", "dev")):
+        assert found[split]["documents"] == written[name]["num_examples"]
+        assert found[split]["tokens"] == written[name]["total_tokens"]
+        assert found[split]["targets"] == json.loads(first.stdout)["splits"][split]["targets"]

@@ -453,3 +453,17 @@ def test_any_bytes_in_a_pair_are_documents_or_an_error(
     path.with_name("any_labels.bin").write_bytes(labels)
     with contextlib.suppress(DataError):
         read(path, CHATML, single_turn=single_turn)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=3))
+def test_damaged_shards_are_dialogues_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[float, int]]
+):
+    path = write_shard(tmp_path_factory.getbasetemp() / "000.pth", DIALOGUES)
+    content = bytearray(path.read_bytes())
+    for place, byte in changes:
+        content[round(place * (len(content) - 1))] = byte
+    path.write_bytes(content)
+    with contextlib.suppress(DataError):
+        read(path, CHATML)

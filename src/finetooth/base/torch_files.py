@@ -288,7 +288,7 @@ class _Machine:
         if function == _SIZE and len(given) == 1 and isinstance(given[0], tuple):
             return cast(tuple[Any, ...], given[0])
         if function == _PARAMETER and len(given) == 3 and isinstance(given[0], np.ndarray):
-            return given[0]
+            return cast(np.ndarray, given[0])
         if function in (_TENSOR, _TYPED_TENSOR):
             return self._tensor(list(given), is_typed=function == _TYPED_TENSOR)
         raise _UnreadableError(f"it calls {function[:200]!r} as torch.save does not")
@@ -297,11 +297,9 @@ class _Machine:
         storage, offset, shape, strides, _, _, *rest = arguments
         if not isinstance(storage, _Storage):
             raise _UnreadableError("a tensor has no storage")
-        dtype = (
-            str(rest.pop(0)).removeprefix("torch.")
-            if is_typed and isinstance(rest[0], _Name)
-            else storage.kind
-        )
+        dtype = storage.kind
+        if is_typed and isinstance(rest[0], _Name):
+            dtype = str(rest.pop(0)).removeprefix("torch.")
         if any(rest):
             raise _UnreadableError("a tensor is a conjugated or negated view", "save it with .resolve_conj()")
         view = _view(storage.content, dtype, offset, shape, strides)

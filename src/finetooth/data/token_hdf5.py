@@ -23,6 +23,7 @@ from finetooth.data.boundaries import Openings, Stretch
 MAX_ROW_TOKENS = 2**22
 MAX_CHUNK_BYTES = 2**26
 SLICE_TOKENS = 2**20
+ROWS_AT_ONCE = 64
 
 _FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 _MOST_COMPRESSION = 1100  # gzip makes zeros 1,032 times smaller
@@ -36,14 +37,20 @@ def read_hdf5(path: Path, openings: Openings, *, single_turn: bool) -> Iterator[
     Raises DataError where the file is damaged, holds something else, or refers to other files or programs.
     """
     padding = _Padding(openings, single_turn=single_turn)
-    is_start = True
     before = np.empty(0, np.int64)
+    is_start = True
+    gathered: list[Row] = []
     for (token_ids, mask), following in _with_following(_rows(path)):
         end = padding.begin(token_ids, mask, before=before, following=following)
-        if end:
-            yield Stretch(token_ids[:end], mask[:end], is_start=is_start)
-            before = np.concatenate([before, token_ids[:end]])[-2:]
-        is_start = (is_start and not end) or end < len(token_ids)
+        gathered.append((token_ids[:end], mask[:end]))
+        before = np.concatenate([before, token_ids[:end]])[-2:]
+        is_padded = end < len(token_ids)
+        if is_padded or len(gathered) == ROWS_AT_ONCE or following is None:
+            stretch = Stretch(*map(np.concatenate, zip(*gathered, strict=True)), is_start=is_start)
+            if len(stretch.token_ids):
+                yield stretch
+            is_start = is_padded
+            gathered = []
 
 
 def import_h5py(place: object) -> Any:
