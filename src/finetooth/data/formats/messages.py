@@ -77,8 +77,12 @@ def read_message(entry: Entry, role: Role, *, content: str = "content", loss_wei
 
 
 def loss_weight_of(entry: Entry, otherwise: float = 1.0) -> float:
-    """What a message says of the weight of its targets, by one of the names that are in use for it."""
-    name = entry.one_of("loss_weight", "weight", "train", "training", "loss")
+    """What a message says of the weight of its targets, by one of the names that are in use for it.
+
+    `loss` says it where it is true or false; a number there is somebody's measurement.
+    """
+    loss = ("loss",) if isinstance(entry.peek("loss"), bool) else ()
+    name = entry.one_of("loss_weight", "weight", "train", "training", *loss)
     weight = entry.take(name)
     if weight is None:
         return otherwise
