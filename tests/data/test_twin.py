@@ -1,10 +1,17 @@
 """A twin tells what the template wrote from message text, and lets through only what is allowed."""
 
+import json
+
+import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.chat import CONTROL_TOKENS, tiny_tokenizer, wild_text
+from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from finetooth.data.provenance import UNPLACED, Traced, joined
+from finetooth.data.tokenizer import Tokenizer
+from finetooth.data.tokenizer_files import TokenizerFiles
 from finetooth.data.twin import MessageRun, Twin
 
 SOURCE = (0, "content")
@@ -57,3 +64,34 @@ def test_names_of_control_tokens_that_stayed_text_are_found():
     twin = twin_of()
     rendered = twin.neutralise(joined(["<s>", traced("<s> <s <think><think>"), "<s>"]))
     assert twin.names_in(rendered.text) == ["<s>", "<think>", "<think>"]
+
+
+def _with_a_space_before_text(kind: str) -> Tokenizer:
+    """Like SentencePiece's: a space before the first word, or before that of every stretch of plain text."""
+    plain = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    if kind == "normalizer":
+        plain.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        plain.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind, split=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=120, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
+    )
+    plain.train_from_iterator(["two and two is four"] * 8, trainer)
+    return Tokenizer(TokenizerFiles(json.loads(plain.to_str()), {"eos_token": "</s>"}))
+
+
+@pytest.mark.parametrize("kind", ["normalizer", "always", "first", "never"])
+def test_text_behind_a_seam_is_given_no_space_of_its_own(kind: str):
+    """As it would be if it stood alone; behind a control token it has the one the tokenizer gives it."""
+    tokenizer = _with_a_space_before_text(kind)
+    name_of = tokenizer.backend.id_to_token
+    twin = tokenizer.twin_for([])
+    rest = twin.neutralise(joined([traced("o and"), "</s>", traced("two")])).text
+    pieces = [name_of(int(token_id)) for token_id in twin.encode_after_mark(rest)]
+    assert "".join(pieces) == {"normalizer": "o▁and</s>▁two", "always": "o▁and</s>▁two"}.get(
+        kind, "o▁and</s>two"
+    )
+    behind_seam = twin.last_characters("tw" + rest, seam=2)[-len(pieces) :]
+    assert behind_seam[0] == 2 + len(pieces[0]) - 1
+    assert behind_seam[-1] == len("tw" + rest) - 1
+    assert len(twin.last_characters("tw" + rest, seam=2)) == len(pieces) + len(twin.encode_batch(["tw"])[0])

@@ -146,19 +146,17 @@ class Twin:
 
     def encode_after_mark(self, text: str) -> np.ndarray:
         """The token ids, int32 [T], of a text as it stands behind other text, no token crossing the seam."""
-        return self.encode_batch([self.mark + text])[0][1:]
+        return np.array([token_id for token_id, _ in self._encode_behind(text)], np.int32)
 
     def last_characters(self, text: str, *, seam: int = 0) -> np.ndarray:
         """For each token of a neutralised text, where its last character stands: int64 [T].
 
         seam: text[:seam] and text[seam:] are encoded apart. This is slow beside encode_batch.
         """
-        head = self._encoder.encode(text[:seam], add_special_tokens=False).offsets
-        tail = self._encoder.encode(
-            self.mark + text[seam:] if seam else text, add_special_tokens=False
-        ).offsets
-        behind_mark = [(seam - 1 + begin, seam - 1 + end) for begin, end in tail[1:]] if seam else tail
-        return np.array([max(begin, end - 1) for begin, end in (*head, *behind_mark)], np.int64)
+        spans = self._encoder.encode(text[:seam] if seam else text, add_special_tokens=False).offsets
+        behind = self._encode_behind(text[seam:]) if seam else []
+        spans = [*spans, *((seam + begin, seam + end) for _, (begin, end) in behind)]
+        return np.array([max(begin, end - 1) for begin, end in spans], np.int64)
 
     def characters_of(self, token_ids: Collection[int]) -> frozenset[str]:
         """The private characters of control tokens."""
@@ -184,6 +182,15 @@ class Twin:
         return encoder
 
     @functools.cached_property
+    def _continuing_encoder(self) -> tokenizers.Tokenizer:
+        """The encoder without the space that some tokenizers put before every stretch of plain text."""
+        definition = msgspec.json.decode(self._definition)
+        parts = {name: _continuing(definition.get(name)) for name in ("normalizer", "pre_tokenizer")}
+        if all(definition.get(name) == part for name, part in parts.items()):
+            return self._encoder
+        return _renamed(definition | parts, self._characters, self.mark)
+
+    @functools.cached_property
     def _is_control(self) -> np.ndarray:
         """For every id, whether it is a control token's: bool [V]."""
         is_control = np.zeros(max(self._encoder.get_vocab().values()) + 1, bool)
@@ -206,6 +213,22 @@ class Twin:
                 runs.append(MessageRun(begin, length, source, start, end))
                 begin, start = begin + length, end
         return runs, places
+
+    def _encode_behind(self, text: str) -> list[tuple[int, tuple[int, int]]]:
+        """Ids and spans of the tokens of a text as it stands behind other text; the mark holds its place."""
+        own = self._own_text.search(text)
+        is_other = self._continuing_encoder is not self._encoder
+        end = own.start() if own is not None and is_other else len(text)
+        head = self._continuing_encoder.encode(self.mark + text[:end], add_special_tokens=False)
+        tail = self._encoder.encode(text[end:], add_special_tokens=False)
+        tokens = [(token_id, (b - 1, e - 1)) for token_id, (b, e) in zip(head.ids, head.offsets, strict=True)]
+        return [
+            *tokens[1:],
+            *(
+                (token_id, (b + end, e + end))
+                for token_id, (b, e) in zip(tail.ids, tail.offsets, strict=True)
+            ),
+        ]
 
     def _neutralise_region(self, text: str) -> tuple[str, tuple[int, ...]]:
         replaced = self._control_text.sub(lambda match: self._characters[match.group()], text)
@@ -251,6 +274,20 @@ def _renamed(definition: dict[str, Any], characters: Mapping[str, str], mark: st
     added.append({"id": max(token_ids) + 1, "content": mark, "special": True, **flags})
     definition |= {"post_processor": None, "truncation": None, "padding": None}
     return tokenizers.Tokenizer.from_buffer(msgspec.json.encode(definition))
+
+
+def _continuing(part: Any) -> Any:
+    """A normalizer or pre-tokenizer of a tokenizer.json that puts no space before a text."""
+    if isinstance(part, list):
+        listed = [_continuing(entry) for entry in cast(list[Any], part)]
+        return [entry for entry in listed if entry is not None]
+    if not isinstance(part, dict):
+        return part
+    entries = cast(dict[str, Any], part)
+    if entries.get("type") == "Prepend":
+        return None
+    never = {"prepend_scheme": "never", "add_prefix_space": False}
+    return {name: never[name] if name in never else _continuing(value) for name, value in entries.items()}
 
 
 def _require_same_ids(encoder: tokenizers.Tokenizer, ids: Mapping[str, int]) -> None:
