@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.chat import tiny_tokenizer
-from tests.data.test_boundaries import ASKED, BARE, HEADERS, RULED, TWICE, chatml_template, template_of
+from tests.data.test_boundaries import ASKED, BARE, HEADERS, RULED, TWICE, chatml_template, template_of, turns
 from tests.documents import Documents
 from tests.token_files import Encoded, chatml, read, words
 
@@ -194,6 +196,23 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path):
         written(tmp_path, "bin")
     assert error.value.problems == [f"--out: {tmp_path} exists already; name another folder"]
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+@settings(max_examples=60)
+@given(st.lists(turns, min_size=1, max_size=6), st.integers(100, 400), st.sampled_from(["bin", "h5"]))
+def test_any_conversations_come_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    conversations: list[list[tuple[str, str]]],
+    row_length: int,
+    layout: Layout,
+):
+    encoded = [chatml(CHATML, *one, end="\n") for one in conversations]
+    longest = max(len(ids) for ids, _ in encoded)
+    folder = tmp_path_factory.mktemp("any") / "out"
+    splits = {"train": documents(encoded)}
+    written(folder, layout, splits=splits, row_length=max(longest, row_length))
+    name = "train.bin" if layout == "bin" else "sft_packed.h5"
+    assert as_pairs(folder / name) == without_newline(encoded)
 
 
 def test_real_documents_come_back(shared: Path, tmp_path: Path):

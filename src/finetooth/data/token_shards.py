@@ -22,8 +22,11 @@ _SHARD_NAME = re.compile(r"[0-9]+\.pth")
 
 
 def is_shard_folder(path: Path) -> bool:
-    """Whether a folder holds shards: files whose names are numbers and end in .pth."""
-    return path.is_dir() and any(_SHARD_NAME.fullmatch(child.name) for child in path.iterdir())
+    """Whether a folder that can be read holds shards: files whose names are numbers and end in .pth."""
+    try:
+        return path.is_dir() and any(_SHARD_NAME.fullmatch(child.name) for child in path.iterdir())
+    except OSError:
+        return False
 
 
 def shards_of(folder: Path) -> list[Path]:
