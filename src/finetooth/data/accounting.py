@@ -18,6 +18,7 @@ from finetooth.data.formats.reading import BadRecord, to_conversation
 from finetooth.data.inputs import Source
 from finetooth.data.ledger import SPLITS, Counts, Entry, Item, Outcome, Split, count_ledger
 from finetooth.data.masking import RenderReport
+from finetooth.data.near_duplicates import NearDuplicateFinder
 from finetooth.data.quality import DoubleFinder
 from finetooth.data.records import Record
 from finetooth.data.rendering import render_records
@@ -61,6 +62,7 @@ def write_prepared(
         "statistics": tally.statistics(sources, writers),
         "train_documents": [(part.begin, part.end) for part in tally.sources],
         "report": dataclasses.asdict(tally.report),
+        "num_near_duplicates": tally.num_near_duplicates,
         "unread_fields": dict(sorted(tally.unread_fields.items())),
     }
 
@@ -83,6 +85,7 @@ class _Tally:
     num_read: int = 0
     report: RenderReport = field(default_factory=RenderReport)
     unread_fields: Counter[str] = field(default_factory=Counter[str])
+    num_near_duplicates: int = 0
 
     def counted(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         for entry in entries:
@@ -92,6 +95,7 @@ class _Tally:
     def note(self, outcome: Outcome, split: Split, number: int) -> None:
         """Notes a record that was kept."""
         self.sources[number].statistics.setdefault(split, Statistics()).add(outcome)
+        self.num_near_duplicates += outcome.same_as is not None
         for name in outcome.unread:
             if name in self.unread_fields or len(self.unread_fields) < _UNREAD_FIELDS_NOTED:
                 self.unread_fields[name] += 1
@@ -162,6 +166,7 @@ def _judge_of(
     """What puts each outcome into its split and drops what stands twice."""
     data, seed = config.data, config.training.seed
     finder = DoubleFinder(data)
+    near = None if data.on_near_duplicate == "keep" else NearDuplicateFinder(data)
     threshold = _dev_threshold(config, sources, template) if isinstance(data.dev, float) else 0
 
     def judge(outcomes: list[Outcome], source: Source) -> list[tuple[Outcome, Split]]:
@@ -173,7 +178,8 @@ def _judge_of(
                     outcomes[place] = _without_group(outcome, data)
                 elif split_key(group, seed=seed) < threshold:
                     splits[place] = "dev"
-        return list(zip(finder.judge(outcomes, splits), splits, strict=True))
+        judged = finder.judge(outcomes, splits)
+        return list(zip(near.judge(judged) if near else judged, splits, strict=True))
 
     return judge
 

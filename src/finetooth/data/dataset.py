@@ -19,6 +19,7 @@ from finetooth.data.formats.reading import Format as SettledFormat
 from finetooth.data.formats.reading import is_prompt_response, settle_format
 from finetooth.data.inputs import entries_of
 from finetooth.data.ledger import SPLITS, Outcome
+from finetooth.data.near_duplicates import NearDuplicateFinder
 from finetooth.data.quality import DoubleFinder
 from finetooth.data.records import IGNORED_LABEL, Document, Origin, Record
 from finetooth.data.rendering import render_records
@@ -65,6 +66,8 @@ class SFTDataset:
         on_bad_record: Literal["error", "drop"] = "error",
         on_long_document: Literal["drop", "error", "keep-turns"] = "drop",
         on_duplicate: Literal["drop", "error", "keep"] = "drop",
+        on_near_duplicate: Literal["keep", "report", "drop"] = "keep",
+        near_duplicate_similarity: float = 0.85,
         max_records: int | None = None,
     ):
         place = str(records) if isinstance(records, str | Path) else "records"
@@ -85,6 +88,8 @@ class SFTDataset:
             on_bad_record=on_bad_record,
             on_long_document=on_long_document,
             on_duplicate=on_duplicate,
+            on_near_duplicate=on_near_duplicate,
+            near_duplicate_similarity=near_duplicate_similarity,
             max_records=max_records,
         )
         _require_sensible(data)
@@ -187,8 +192,9 @@ def _render(
 ) -> list[Outcome]:
     finder = DoubleFinder(data)
     rendered = render_records(entries, template, format=format, fields=data.fields, data=data)
-    portions = (portion for portion, _ in rendered)
-    outcomes = [o for portion in portions for o in finder.judge(portion, SPLITS[:1] * len(portion))]
+    portions = (finder.judge(portion, SPLITS[:1] * len(portion)) for portion, _ in rendered)
+    near = None if data.on_near_duplicate == "keep" else NearDuplicateFinder(data)
+    outcomes = [o for portion in portions for o in (near.judge(portion) if near else portion)]
     if problems := [outcome.problem() for outcome in outcomes if outcome.is_error]:
         raise DataError(problems)
     if all(outcome.state != "kept" for outcome in outcomes):

@@ -6,8 +6,8 @@ ledger.jsonl holds one line per record, in the order of the files, those of dev 
      "same_as": null, "mask": "proved", "left_out": 0, "documents": 1, "tokens": 212, "targets": 96}
 
     kept     its documents stand in the store
-    dropped  sound, but too long, without a target, or equal to another record, which `same_as` names; the
-             numbers are of what was rendered
+    dropped  sound, but too long, or equal to another record, which `same_as` names; the numbers are of what
+             was rendered
     refused  no JSON object, no conversation, or its mask cannot be proved
 
     mask     where its targets come from: "proved" on what the template wrote, "whole text", or "as given";
@@ -40,7 +40,8 @@ class Outcome:
 
     item:           what was understood of it, or None
     reason, remedy: why it was not kept, and what to do
-    same_as:        the record whose documents or prompt it repeats
+    same_as:        the record whose documents or prompt it repeats; of a record that was kept, one that it
+                    almost repeats (data.on_near_duplicate: report)
     is_error:       whether the settings make it an error that it was not kept
     num_left_out:   messages that were left out of it from the start so that the rest fits
     unread:         names of what the record holds and nothing reads

@@ -70,6 +70,7 @@ class PreparedData:
     statistics:       by split, the figures of what was kept, over all and under "sources" for each
     sample:           the shortest of the first documents of train
     report:           what rendering changed
+    num_near_duplicates: how many records were kept that almost repeat an earlier one, if that is reported
     unread_fields:    in how many kept records stands what, that is not read
     has_more_records: whether a training source holds more than max_records; those were not read
     is_reused:        whether it lay in the cache already
@@ -84,6 +85,7 @@ class PreparedData:
     statistics: dict[str, Any]
     sample: Sample
     report: RenderReport
+    num_near_duplicates: int
     unread_fields: dict[str, int]
     has_more_records: bool
     is_reused: bool
@@ -220,6 +222,7 @@ def _open(
             tuple(Piece(**piece) for piece in described["sample"]["pieces"]),
         ),
         report=RenderReport(**described["report"]),
+        num_near_duplicates=described["num_near_duplicates"],
         unread_fields=described["unread_fields"],
         has_more_records=described["has_more_records"],
         is_reused=is_reused,
