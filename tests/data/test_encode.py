@@ -80,6 +80,20 @@ def test_every_option_reaches_the_documents():
     assert len(encode_chat(tiny_tokenizer(TEMPLATES["rewriting"]), two)) == 2
 
 
+def test_reasoning_of_a_text_stands_in_prompt_and_target_alike():
+    """chatml has no place for reasoning, so what was split off a text goes back into it."""
+    thought = {"role": "assistant", "content": "<think>\nAdd.\n</think>\n\n27"}
+    two = [TALK[0], thought, {"role": "user", "content": "More?"}, TALK[1]]
+    tokenizer = tiny_tokenizer()
+    [document] = encode_chat(tokenizer, two, train_reasoning=False)
+    assert target_text(tokenizer, document.token_ids, document.loss_weights) == "27<|im_end|>27<|im_end|>"
+    [document] = encode_chat(tokenizer, two)
+    targets = target_text(tokenizer, document.token_ids, document.loss_weights)
+    assert targets == "<think>\nAdd.\n</think>\n\n27<|im_end|>27<|im_end|>"
+    [prompt] = encode_chat(tokenizer, two[:3], add_generation_prompt=True)
+    assert prompt.token_ids.tolist() == document.token_ids[: document.prompt_length].tolist()
+
+
 @pytest.mark.parametrize(
     ("messages", "expected"),
     [

@@ -373,6 +373,24 @@ def test_gsm8k_gets_the_ids_of_transformers_and_trains_the_end_of_every_answer(
 
 
 @pytest.mark.slow
+def test_tokens_that_would_cross_a_bare_join_of_gsm8k_are_counted_and_both_parts_encoded_apart(shared: Path):
+    tokenizer = load_tokenizer(str(shared / "tokenizers/qwen3"))
+    talks = gsm8k_talks(shared)[:3000]
+    results, report = render_with_report(talks, resolve_template("concat", tokenizer))
+    assert report == RenderReport(num_seams=109)
+    num_merged = 0
+    for talk, documents in zip(talks, results, strict=True):
+        assert not isinstance(documents, Refusal), documents
+        prompt, response = (tokenizer.encode_text(message.content) for message in talk.messages)
+        token_ids = documents[0].token_ids.tolist()
+        assert token_ids == [*prompt, *response, tokenizer.eos_token_id]
+        assert documents[0].loss_weights.tolist() == [0] * len(prompt) + [1] * (len(response) + 1)
+        joined = talk.messages[0].content + talk.messages[1].content
+        num_merged += tokenizer.backend.encode(joined, add_special_tokens=False).ids != token_ids[:-1]
+    assert num_merged == 109
+
+
+@pytest.mark.slow
 def test_masks_cost_less_than_the_encoding_itself(shared: Path):
     """In processor time, taken in turns; the least of three, as other work on the machine only adds."""
     tokenizer = load_tokenizer(str(shared / "tokenizers/qwen3"))

@@ -137,7 +137,8 @@ def test_fields_that_the_template_leaves_out():
         refusal(chatml("{{ 'x' if m.content == 'b' else m.content }}"), with_answer()) == f"{content}; {use}"
     )
     reasoning = "messages[1] (assistant): the template leaves out its reasoning_content"
-    assert refusal(chatml(), with_answer(reasoning_content="so")) == f"{reasoning}; {use}"
+    into = ", or put it into the content as <think>…</think>"
+    assert refusal(chatml(), with_answer(reasoning_content="so")) == f"{reasoning}; {use}{into}"
     calls = "messages[1] (assistant): the template leaves out its tool_calls"
     expected = f"{calls}; use one that writes them"
     assert refusal(chatml(), with_answer(tool_calls=({"name": "f"},))) == expected

@@ -37,7 +37,7 @@ def encode_chat(
     tokenizer:             a fast tokenizer of transformers, a Tokenizer, or the folder or hub name of one
                            (read anew at every call)
     messages:              [{"role": "user", "content": "2+2?"}, …], with reasoning_content and tool_calls
-    template:              auto, chatml, concat or the path of a .jinja file
+    template:              auto, chatml, six-token, headers, concat, own:NAME or the path of a .jinja file
     template_args:         further variables for the template: {"enable_thinking": False}
     loss_on:               assistant (every assistant turn), last or all
     train_reasoning:       false leaves the reasoning of trained turns as context

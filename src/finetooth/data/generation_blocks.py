@@ -3,7 +3,8 @@
 A character of a proved turn is a target if it stands in a block as well. The end-of-turn token is a target
 also where the block leaves it out, as many do: a policy that never learns it would never stop. What a block
 holds beside proved turns counts for nothing, unless it is text of another message: then it is refused. A turn
-without any block is context. Trained turns in which the two accounts differ are counted.
+without any block is context. Trained turns in which the two accounts differ are counted. Where every token is
+trained (loss_on: all), blocks count for nothing.
 """
 
 import functools
@@ -30,10 +31,8 @@ def check_blocks(text: Rendered, messages: Sequence[Message]) -> None:
         is_answer = index >= 0 and messages[index].role == "assistant"
         is_within = any(first < begin + length and begin < last for first, last in text.generated)
         if is_within and not is_answer:
-            name = (
-                "the system text or the tools" if index < 0 else f"messages[{index}] ({messages[index].role})"
-            )
-            reason = f"{name}: stands in a generation block of the template"
+            name = f"messages[{index}] ({messages[index].role})" if index >= 0 else "data.system or the tools"
+            reason = f"{name}: a generation block of the template holds its text"
             raise RefusedError(reason, "correct the template's {% generation %} blocks")
 
 

@@ -107,7 +107,7 @@ def _divided(
     documents, names = outcome
     if len(documents) == 1 and not names:
         return documents, None
-    return documents, RenderReport(num_divided=len(documents) > 1, control_text=Counter(names))
+    return documents, RenderReport(num_divided=len(documents) > 1, control_text=dict(Counter(names)))
 
 
 def _given(
@@ -284,5 +284,5 @@ def _report(parts: Sequence[_Part], twin: Twin) -> RenderReport | None:
         num_trimmed=sum(turn.num_trimmed for turn in turns),
         num_seams=num_seams,
         num_other_blocks=sum(turn.has_other_block for turn in turns),
-        control_text=Counter(names),
+        control_text=dict(Counter(names)),
     )

@@ -8,9 +8,11 @@ no other message's text stands there. And no message before it is missing.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 from finetooth.config.schema import DataConfig
 from finetooth.data.generation_blocks import check_blocks, has_blocks, left_out
@@ -25,6 +27,8 @@ from finetooth.data.twin import MessageRun, Rendered, Twin
 
 LossOn = Literal["assistant", "last", "all"]
 Span = tuple[int, int]
+
+_SHOWN = 40  # characters of a missing text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,28 +189,65 @@ def _prove(prompt: Rendered, text: Rendered, index: int, message: Message, stops
     if any(run.source[0] != index for run in written):
         reason = f"{name}: the template writes other text of the record into the answer"
         raise RefusedError(reason, "use another template")
-    fields = {"content": message.content, "reasoning_content": message.reasoning_content or ""}
-    num_trimmed = sum(_count_trimmed(name, field, whole, written) for field, whole in fields.items())
-    if message.tool_calls and not any(run.source[1] == "tool_calls" for run in written):
-        raise RefusedError(f"{name}: the template leaves out its tool_calls", "use one that writes them")
+    num_trimmed = _count_trimmed(name, "content", message, written)
+    if message.reasoning_content:
+        num_trimmed += _count_trimmed(name, "reasoning_content", message, written)
+    if message.tool_calls:
+        _check_calls(name, message, "" if text.allowed else text.text[begin:end], written)
     return Turn(prompt, text, end, num_trimmed)
 
 
-def _count_trimmed(name: str, field: str, whole: str, written: Sequence[MessageRun]) -> int:
+def _count_trimmed(name: str, field: str, message: Message, written: Sequence[MessageRun]) -> int:
     """How much whitespace of a field the template cut off; refuses where it changed anything else."""
+    whole: str = getattr(message, field)
     runs = [run for run in written if run.source[1] == field]
     if not runs and whole.strip():
-        raise RefusedError(f"{name}: the template leaves out its {field}", "use one that writes it")
+        remedy = "use one that writes it"
+        if field == "reasoning_content":
+            remedy += ", or put it into the content as <think>…</think>"
+        raise RefusedError(f"{name}: the template leaves out its {field}", remedy)
     in_place = all(run.start != UNPLACED for run in runs)
     in_order = all(run.end == following.start for run, following in itertools.pairwise(runs))
     first, last = (runs[0].start, runs[-1].end) if runs else (0, 0)
     trimmed = whole[:first] + whole[last:]
     if not in_place or not in_order or trimmed.strip():
         remedy = "use another template"
-        if field == "content" and "</think>" in whole:
+        if field == "content" and "</think>" in whole and message.text_with_reasoning is None:
             remedy = "move the text between <think> and </think> into reasoning_content"
         raise RefusedError(f"{name}: the template changes its {field}", remedy)
     return len(trimmed)
+
+
+def _check_calls(name: str, message: Message, turn: str, written: Sequence[MessageRun]) -> None:
+    """Refuses where tool_calls are missing, or a name, key or text of one.
+
+    turn: the text of the turn; empty where names of control tokens in it became the tokens, so that texts
+          cannot be looked for
+    """
+    if not any(run.source[1] == "tool_calls" for run in written):
+        raise RefusedError(f"{name}: the template leaves out its tool_calls", "use one that writes them")
+    functions = [call.get("function", call) for call in message.tool_calls]
+    fields = [call.get(field) for call in functions for field in ("name", "arguments")]
+    texts = itertools.chain.from_iterable(map(_texts_within, fields))
+    for text, count in Counter(texts).items() if turn else ():
+        as_json = (json.dumps(text, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False))
+        forms = {text, repr(text)[1:-1], *as_json}
+        if sum(map(turn.count, forms)) < count:
+            reason = f"{name}: the template leaves out {text[:_SHOWN]!r} of its tool_calls"
+            raise RefusedError(reason, "use one that writes them whole")
+
+
+def _texts_within(value: Any) -> Iterator[str]:
+    """The keys and texts of a value; JSON text, which a template may write as it stands, counts as one."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, entry in cast(Mapping[str, Any], value).items():
+            yield key
+            yield from _texts_within(entry)
+    elif isinstance(value, list | tuple):
+        for entry in cast(Sequence[Any], value):
+            yield from _texts_within(entry)
 
 
 def _weighed(
