@@ -27,13 +27,9 @@ class Hub:
         self.num_downloads = 0
 
     def __call__(
-        self,
-        name: str,
-        *,
-        allow_patterns: list[str],
-        local_files_only: bool = False,
-        repo_type: str = "model",
+        self, name: str, *, allow_patterns: list[str], local_files_only: bool = False, **options: str | None
     ) -> str:
+        assert options in ({}, {"repo_type": "model", "revision": None})
         if local_files_only:
             if self.cached is None:
                 raise LocalEntryNotFoundError("not cached")

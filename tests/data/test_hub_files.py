@@ -1,6 +1,7 @@
 """A dataset of the hub gives the files of one split, from the cache where it holds them all."""
 
 import fnmatch
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,11 @@ from finetooth.data.source_files import files_of
 class DatasetHub:
     """Stands for the hub's library: what lies on the hub, a cache, and a network that can be cut.
 
-    As the library does, a copy in the cache is given only where every file that matches lies in it.
+    As the library does, a copy in the cache is given only where every file that is asked for lies in it.
     """
 
     def __init__(self, folder: Path):
-        self.remote, self.cache = folder / "remote", folder / "cache"
+        self.remote, self.cache = folder / "remote", folder / "set" / "snapshots" / "c0"
         self.is_online, self.num_requests = True, 0
         self.remote.mkdir()
 
@@ -31,31 +32,36 @@ class DatasetHub:
             (self.remote / name).parent.mkdir(parents=True, exist_ok=True)
             (self.remote / name).write_text(content)
 
-    def names(self) -> list[str]:
-        return [file.relative_to(self.remote).as_posix() for file in self.remote.rglob("*") if file.is_file()]
+    def forget(self) -> None:
+        shutil.rmtree(self.cache.parents[1], ignore_errors=True)
 
     def snapshot_download(
-        self, name: str, *, repo_type: str, allow_patterns: list[str], local_files_only: bool = False
+        self,
+        name: str,
+        *,
+        repo_type: str,
+        allow_patterns: list[str],
+        revision: str | None = None,
+        local_files_only: bool = False,
     ) -> str:
-        assert (name, repo_type) == ("own/set", "dataset")
-        asked = [n for n in self.names() if any(fnmatch.fnmatchcase(n, p) for p in allow_patterns)]
+        assert (name, repo_type, revision or "c0") == ("own/set", "dataset", "c0")
+        files = (file for file in self.remote.rglob("*") if file.is_file())
+        names = [file.relative_to(self.remote).as_posix() for file in files]
+        asked = [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in allow_patterns)]
         missing = [name for name in asked if not (self.cache / name).exists()]
         if local_files_only or not self.is_online:
             if missing or not self.cache.exists():
                 raise LocalEntryNotFoundError("not whole")
             return str(self.cache)
         self.num_requests += 1
-        self.cache.mkdir(exist_ok=True)
-        for name in missing:
-            (self.cache / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(self.remote / name, self.cache / name)
+        for file in missing:
+            (self.cache / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self.remote / file, self.cache / file)
+        listing = self.cache.parents[1] / "trees" / "c0.json"
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        self.cache.mkdir(parents=True, exist_ok=True)
+        listing.write_text(json.dumps({"files": {file: {} for file in names}}))
         return str(self.cache)
-
-    def list_repo_files(self, name: str, *, repo_type: str) -> list[str]:
-        if not self.is_online:
-            raise ConnectionError("no network")
-        self.num_requests += 1
-        return self.names()
 
     def files(self, path: str) -> list[str]:
         found = files_of(SourceConfig(path=path), place="data.train")
@@ -67,7 +73,6 @@ class DatasetHub:
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetHub:
     stand_in = DatasetHub(tmp_path)
     monkeypatch.setattr(hub, "snapshot_download", stand_in.snapshot_download)
-    monkeypatch.setattr(hub, "HfApi", lambda: stand_in)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     return stand_in
 
@@ -122,7 +127,7 @@ def test_the_card_says_what_there_is(own: DatasetHub):
         "data.train: hf://own/set: no split 'test' in 'other'; it has train"
     )
     own.put("README.md", content=CARD.replace("  default: true\n", ""))
-    shutil.rmtree(own.cache)
+    own.forget()
     assert refusal(own.files, "hf://own/set") == (
         "data.train: hf://own/set: several configurations; write hf://own/set/ and one of main, other"
     )
@@ -131,12 +136,13 @@ def test_the_card_says_what_there_is(own: DatasetHub):
 def test_a_card_leads_nowhere_else(own: DatasetHub):
     secret = own.remote.parent / "secret.jsonl"
     secret.write_text("{}")
-    own.put("README.md", content="---\nconfigs:\n- data_files: ../secret.jsonl\n---\n")
+    own.put("README.md", content="---\nconfigs:\n- data_files: ../../../secret.jsonl\n---\n")
     assert refusal(own.files, "hf://own/set") == (
-        "data.train: hf://own/set: ../secret.jsonl is outside of the dataset; name files of the dataset"
+        "data.train: hf://own/set: no file matches ../../../secret.jsonl; "
+        "look up the names of its files on its page"
     )
     own.put("README.md", content="---\nconfigs: [\n---\n")
-    shutil.rmtree(own.cache)
+    own.forget()
     assert refusal(own.files, "hf://own/set") == (
         "data.train: hf://own/set: the head of its README.md cannot be read; "
         "name its files: hf://own/set/FILE"
@@ -146,14 +152,12 @@ def test_a_card_leads_nowhere_else(own: DatasetHub):
 def test_files_can_be_named(own: DatasetHub):
     with_card(own)
     assert own.files("hf://own/set/other/b.jsonl") == ["other/b.jsonl"]
-    assert own.files("hf://own/set/**/*.jsonl") == ["other/b.jsonl", "other/deep/a.jsonl"]
+    assert own.files("hf://own/set/other/*.jsonl") == ["other/b.jsonl"]
     own.put("top.jsonl")
+    own.forget()
     assert own.files("hf://own/set/**/*.jsonl") == ["other/b.jsonl", "other/deep/a.jsonl", "top.jsonl"]
     assert refusal(own.files, "hf://own/set/no.jsonl") == (
         "data.train: hf://own/set: no file matches no.jsonl; look up the names of its files on its page"
-    )
-    assert refusal(own.files, "hf://own/set/../b.jsonl") == (
-        "data.train: hf://own/set: ../b.jsonl is outside of the dataset; name files of the dataset"
     )
 
 
@@ -193,9 +197,8 @@ def test_names_that_tell_nothing_or_too_much_are_refused(own: DatasetHub):
         "data.train: hf://own/set: no file of the split 'test' in 'main'; "
         "it has easy/train.jsonl, main/train.jsonl"
     )
-    for name in own.names():
-        (own.remote / name).unlink()
-    shutil.rmtree(own.cache)
+    shutil.rmtree(own.remote)
+    own.forget()
     own.put("loader.py")
     assert refusal(own.files, "hf://own/set") == (
         "data.train: hf://own/set: no file of the split 'train'; it has no file of records"
@@ -242,6 +245,29 @@ def test_what_names_no_dataset_is_told(own: DatasetHub, path: str):
     )
 
 
+def test_a_listing_that_leads_elsewhere_or_is_not_there_is_no_listing(own: DatasetHub):
+    own.put("train.jsonl")
+    assert own.files("hf://own/set") == ["train.jsonl"]
+    listing = own.cache.parents[1] / "trees" / "c0.json"
+    for content in ("", "[]", '{"files": 5}', '{"files": {"../train.jsonl": {}}}', '{"files": {"/a": {}}}'):
+        listing.write_text(content)
+        before = own.num_requests
+        assert own.files("hf://own/set") == ["train.jsonl"]  # asked of the hub again
+        assert own.num_requests == before + 1
+
+    def as_before_1_22(name: str, **options: Any) -> str:
+        path = DatasetHub.snapshot_download(own, name, **options)
+        listing.unlink(missing_ok=True)
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub, "snapshot_download", as_before_1_22)
+        assert refusal(own.files, "hf://own/set") == (
+            "data.train: hf://own/set: the list of its files is not in the cache; "
+            "allow the network once, with huggingface_hub 1.22 or later"
+        )
+
+
 def test_the_library_itself_reads_its_cache_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The stand-in above behaves as the library does."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -250,17 +276,23 @@ def test_the_library_itself_reads_its_cache_without_network(tmp_path: Path, monk
     def find(path: str) -> list[str]:
         return files_of(SourceConfig(path=path), place="data.dev")
 
-    assert refusal(find, "hf://own/set") == (
-        "data.dev: hf://own/set: not in the local cache, and offline mode is on; "
-        "unset HF_HUB_OFFLINE to fetch it"
-    )
+    not_there = "not in the local cache, and offline mode is on; unset HF_HUB_OFFLINE to fetch it"
+    assert refusal(find, "hf://own/set") == f"data.dev: hf://own/set: {not_there}"
     assert refusal(find, "hf://--/set") == (
         "data.dev: hf://--/set: not a valid hub name; write hf://OWNER/NAME"
     )
-    commit = "0" * 40
-    snapshot = tmp_path / "datasets--own--set" / "snapshots" / commit
-    snapshot.mkdir(parents=True)
-    (tmp_path / "datasets--own--set" / "refs").mkdir()
-    (tmp_path / "datasets--own--set" / "refs" / "main").write_text(commit)
-    (snapshot / "train.jsonl").write_text("{}")
-    assert find("hf://own/set") == [str(snapshot / "train.jsonl")]
+    commit, storage = "0" * 40, tmp_path / "datasets--own--set"
+    snapshot = storage / "snapshots" / commit
+    for folder in (snapshot, storage / "refs", storage / "trees"):
+        folder.mkdir(parents=True)
+    (storage / "refs" / "main").write_text(commit)
+    (snapshot / "a-train.jsonl").write_text("{}")
+    assert refusal(find, "hf://own/set") == (  # what is there may be a part only
+        "data.dev: hf://own/set: the list of its files is not in the cache; "
+        "allow the network once, with huggingface_hub 1.22 or later"
+    )
+    files = {name: {"size": 2, "blob_id": "0" * 40} for name in ("a-train.jsonl", "b-train.jsonl")}
+    (storage / "trees" / f"{commit}.json").write_text(json.dumps({"format_version": 1, "files": files}))
+    assert refusal(find, "hf://own/set") == f"data.dev: hf://own/set: {not_there}"  # it is
+    (snapshot / "b-train.jsonl").write_text("{}")
+    assert find("hf://own/set") == [str(snapshot / name) for name in files]

@@ -2,12 +2,15 @@
 
 import contextlib
 import errno
+import glob
+import json
 import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import cast
 
 import httpx
-from huggingface_hub import HfApi, constants, snapshot_download  # pyright: ignore[reportUnknownVariableType]
+from huggingface_hub import constants, snapshot_download  # pyright: ignore[reportUnknownVariableType]
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -49,21 +52,33 @@ def local_folder(name: str, *, place: str, required: Sequence[str], patterns: Se
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
 
 
-def cached_dataset(name: str, *, patterns: Sequence[str]) -> Path | None:
-    """The copy of a hub dataset in the cache; None where files that match are known to be missing there."""
-    return _cached(name, patterns, repo_type="dataset")
+def dataset_listing(name: str, *, place: str) -> tuple[Path, list[str]]:
+    """The folder of a hub dataset's copy in the cache and the names of all its files.
+
+    The hub is asked only where the cache does not know the dataset. Raises ConfigError.
+    """
+    folder = _cached(name, ["README.md"], repo_type="dataset")
+    if folder is None or (names := _listed(folder)) is None:
+        with _told(place, f"hf://{name}: ", invalid=_INVALID_DATASET):
+            folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=["README.md"]))
+        names = _listed(folder)
+    if names is None:
+        fact = "the list of its files is not in the cache"
+        remedy = "allow the network once, with huggingface_hub 1.22 or later"
+        raise ConfigError(problem(place, f"hf://{name}: {fact}", remedy))
+    return folder, names
 
 
-def fetched_dataset(name: str, *, place: str, patterns: Sequence[str]) -> Path:
-    """The folder with those files of a hub dataset that match, fetched; ConfigError where that fails."""
-    with _told(place, f"hf://{name}: ", invalid=_INVALID_DATASET):
-        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=list(patterns)))
-
-
-def dataset_file_names(name: str, *, place: str) -> list[str]:
-    """The names of all files of a hub dataset, asked of the hub; ConfigError where it does not answer."""
-    with _told(place, f"hf://{name}: ", invalid=_INVALID_DATASET):
-        return sorted(HfApi().list_repo_files(name, repo_type="dataset"))
+def dataset_files(name: str, names: Sequence[str], *, commit: str, place: str) -> list[Path]:
+    """Copies in the cache of these files of a hub dataset; what is not there is fetched, else ConfigError."""
+    patterns = [glob.escape(file) for file in names]
+    folder = _cached(name, patterns, repo_type="dataset", revision=commit)
+    if folder is None:
+        with _told(place, f"hf://{name}: ", invalid=_INVALID_DATASET):
+            folder = Path(
+                snapshot_download(name, repo_type="dataset", revision=commit, allow_patterns=patterns)
+            )
+    return [folder / file for file in names]
 
 
 @contextlib.contextmanager
@@ -106,10 +121,32 @@ def _failure_in_words(error: Exception) -> tuple[str, str]:
     return "not in the local cache, and the hub is unreachable", "check the network"
 
 
-def _cached(name: str, patterns: Sequence[str], *, repo_type: str = "model") -> Path | None:
+def _cached(
+    name: str, patterns: Sequence[str], *, repo_type: str = "model", revision: str | None = None
+) -> Path | None:
     try:
         return Path(
-            snapshot_download(name, repo_type=repo_type, allow_patterns=list(patterns), local_files_only=True)
+            snapshot_download(
+                name,
+                repo_type=repo_type,
+                revision=revision,
+                allow_patterns=list(patterns),
+                local_files_only=True,
+            )
         )
     except (LocalEntryNotFoundError, HFValidationError):
         return None
+
+
+def _listed(folder: Path) -> list[str] | None:
+    """The names of all files at the commit of a copy, as the hub's library notes them since version 1.22."""
+    try:
+        noted: object = json.loads((folder.parents[1] / "trees" / f"{folder.name}.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    files = cast(dict[str, object], noted).get("files") if isinstance(noted, dict) else None
+    names = sorted(cast(dict[str, object], files)) if isinstance(files, dict) else None
+    is_within = names is not None and not any(
+        name.startswith("/") or ".." in name.split("/") for name in names
+    )
+    return names if is_within else None
