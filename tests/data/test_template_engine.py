@@ -9,7 +9,7 @@ import pytest
 from tests.chat import TEMPLATES, tiny_tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from finetooth.data import template_engine
+from finetooth.data import template_engine, template_filters
 from finetooth.data.provenance import Traced, generation_spans
 from finetooth.data.template_engine import compile_template, render_traced
 
@@ -198,10 +198,8 @@ def test_no_filter_method_or_operator_makes_message_text_the_templates_own():
 
 
 def test_the_check_of_filters_notices_filters_that_are_not_traced(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(template_engine, "_traced_filter", lambda function: function)
-    compile_template.cache_clear()
+    monkeypatch.setattr(template_filters, "retold", lambda result, *origins: result)
     leaks = {way for way, text in rendered_ways().items() if SECRET in by_template(text)}
-    compile_template.cache_clear()
     assert {"| string", "list | join"} & leaks
 
 

@@ -130,7 +130,8 @@ class Traced(str):
 
 def joined(pieces: Iterable[str]) -> Traced:
     """Joins pieces; those that are plain strings count as written by the template."""
-    pieces = tuple(pieces)
+    if not isinstance(pieces, list | tuple):
+        pieces = tuple(pieces)
     runs: list[Run] = []
     by_template = 0
     for piece in pieces:
