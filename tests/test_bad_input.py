@@ -76,9 +76,9 @@ def remove(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
 
-def rename_chatml_tokens(folder: Path) -> None:
-    path = folder / "base" / "tokenizer.json"
-    path.write_text(path.read_text().replace("<|im_start|>", "<|begin|>"))
+def take_away_the_end_token(folder: Path) -> None:
+    change("data", template="headers")(folder)
+    (folder / "base" / "tokenizer_config.json").write_text("{}")
 
 
 GOOD = turns(("user", "What is two?"), ("assistant", "four"))
@@ -225,16 +225,16 @@ MISTAKES: dict[str, Mistake] = {
         "data.max_length: the longest document has 46 tokens, the model 40 positions; write 40 or less",
         SETTINGS,
     ),
-    "chatml without its tokens": Mistake(
-        rename_chatml_tokens,
-        "data.template: chatml needs <|im_start|>, which the tokenizer does not have as tokens; "
-        "use a .jinja file written for this tokenizer, or concat",
+    "headers without an end token": Mistake(
+        take_away_the_end_token,
+        "data.template: headers ends an answer with the tokenizer's eos_token, and it has none; "
+        "name one in tokenizer_config.json, or use another template",
         SETTINGS,
     ),
     "a template that is not there": Mistake(
         change("data", template="mine.jinja"),
         "data.template: mine.jinja cannot be read (No such file or directory); "
-        "write auto, chatml, concat or the path of a .jinja file",
+        "write auto, chatml, six-token, headers, concat or the path of a .jinja file",
         SETTINGS,
     ),
     "a folder that holds a run": Mistake(

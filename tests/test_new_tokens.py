@@ -20,6 +20,7 @@ from finetooth.data.records import Message
 from finetooth.data.templates import encode_prompt
 from finetooth.evaluation.speaker import open_speaker
 from finetooth.train import train
+from finetooth.training.trainer import SFTTrainer
 
 TOKENS = ["<SOU>", "<EOU>", "<SOA>", "<EOA>", "<SOT>", "<EOT>"]
 KNOWN = 299  # rows that the base's tokenizer uses
@@ -108,6 +109,14 @@ def test_chat_and_compare_speak_with_the_tokens(folder: Path):
     assert speaker.template.stop_token_ids[0] == KNOWN + TOKENS.index("<EOA>")
     result = command("compare", "base", "run", "--prompt", "What is 1?", "--json")
     assert result.exit_code == 0, result.output
+
+
+def test_a_trainer_that_loads_its_own_policy_gives_it_the_rows(folder: Path):
+    config = load_config(folder / "run.yaml", ["output_dir=alone"])
+    policy = SFTTrainer(config).policy
+    assert policy.vocab_size == KNOWN + 6
+    rows = policy.model.get_input_embeddings().weight
+    assert torch.allclose(rows[KNOWN:], rows[:KNOWN].mean(dim=0).expand(6, -1), atol=1e-7)
 
 
 def test_a_stop_token_that_the_base_never_learnt_is_named_before_training(

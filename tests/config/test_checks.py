@@ -110,6 +110,7 @@ def test_a_contradiction_is_told(changes: dict[str, Any], complaint: str):
         {"training__device": "cuda:0"},
         {"training__device": "cuda:12"},
         {"data__template": "my/own.jinja"},
+        {"data__template": "own:tool_use"},
         {"data__template_args": {"a": [1.5, None, {"b": "ö"}]}},
         {"data__fields": {"prompt": "q", "response": "a"}, "data__format": "prompt-response"},
         {"data__dev": "dev.jsonl", "evaluation__exact_match": "answer-tag"},

@@ -8,7 +8,7 @@ import tokenizers
 from tests.chat import SAMPLE, save_tokenizer, tiny_definition, tiny_tokenizer
 
 from finetooth.base.errors import ConfigError
-from finetooth.data.tokenizer import load_tokenizer
+from finetooth.data.tokenizer import Tokenizer, load_tokenizer
 
 
 def refusal(folder: Path) -> str:
@@ -28,6 +28,30 @@ def test_the_template_stands_in_its_own_file_or_in_the_settings(tmp_path: Path):
     assert load_tokenizer(str(folder)).chat_template == "file"
     folder = save_tokenizer(tmp_path / "none", tiny_definition())
     assert load_tokenizer(str(folder)).chat_template is None
+
+
+def test_further_templates_have_names(tmp_path: Path):
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
+    folder = save_tokenizer(tmp_path, tiny_definition(), chat_template=named)
+    assert load_tokenizer(str(folder)).named_templates == {"tool_use": "tools"}
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("search", encoding="utf-8")
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("file", encoding="utf-8")
+    tokenizer = load_tokenizer(str(folder))
+    assert (tokenizer.chat_template, tokenizer.named_templates) == (
+        "plain",
+        {"tool_use": "file", "rag": "search"},
+    )
+
+
+def test_they_are_where_transformers_puts_them(tmp_path: Path):
+    from transformers import PreTrainedTokenizerFast
+
+    reference = PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer.from_str(tiny_definition()))
+    reference.chat_template = {"default": "plain", "rag": "search"}
+    reference.save_pretrained(tmp_path)
+    for tokenizer in (load_tokenizer(str(tmp_path)), Tokenizer.from_transformers(reference)):
+        assert (tokenizer.chat_template, tokenizer.named_templates) == ("plain", {"rag": "search"})
 
 
 def test_special_tokens_come_from_either_file(tmp_path: Path):

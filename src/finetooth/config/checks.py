@@ -138,7 +138,7 @@ def _find_broken_warmup(values: Mapping[str, Any]) -> list[Finding]:
 
 def _find_unknown_template(values: Mapping[str, Any]) -> list[Finding]:
     template = values["data.template"]
-    if template in TEMPLATE_NAMES or template.endswith(".jinja"):
+    if template in TEMPLATE_NAMES or template.endswith(".jinja") or template.startswith("own:"):
         return []
     fact = f"data.template: found {show_value(template)}"
     remedy = f"write {', '.join(TEMPLATE_NAMES)} or the path of a .jinja file"

@@ -63,7 +63,8 @@ class DataConfig:
 
     template: Text = "auto"
     """How a conversation becomes text: auto (the tokenizer's own template; without one, chatml for messages
-    and concat for prompt and response), chatml, six-token, headers, concat, or the path of a .jinja file."""
+    and concat for prompt and response), chatml, six-token, headers, concat, the path of a .jinja file, or
+    own:NAME where the tokenizer has several, e.g. own:tool_use."""
 
     template_args: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     """Further values for the template, e.g. enable_thinking: false; used wherever it is rendered."""
