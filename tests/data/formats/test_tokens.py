@@ -50,6 +50,7 @@ def test_padding_is_cut_off_where_the_attention_mask_says_so():
 
 
 def test_what_is_passed_over_is_named():
+    assert given(input_ids=IDS, labels=LABELS, seq_lengths=[5]) == (IDS, MASK)
     fields = {"input_ids": IDS, "labels": LABELS, "token_type_ids": [0] * 5, "text": "7 3 9 4 2"}
     assert unread(fields) == ["text", "token_type_ids"]
 
@@ -117,6 +118,10 @@ ONE_DOCUMENT = "write one document per record; finetooth packs them itself"
         (
             {"labels": LABELS, "position_ids": [0, 1, 0, 1, 2]},
             f"'position_ids' begin again at token 2: several documents in one row; {ONE_DOCUMENT}",
+        ),
+        (
+            {"labels": LABELS, "seq_lengths": ["5"]},
+            f"seq_lengths[0] is '5'; write whole numbers from 1 to {LARGEST}",
         ),
         (
             {"labels": LABELS, "seq_lengths": [2, 3]},

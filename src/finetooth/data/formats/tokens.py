@@ -98,9 +98,10 @@ def _require_one_document(root: Entry, num_tokens: int, begin: int, end: int) ->
         if len(restarts):
             fact = f"{root.label('position_ids')} begin again at token {begin + int(restarts[0]) + 1}"
             raise UnfitError(f"{fact}: several documents in one row", remedy)
-    lengths = root.optional_list("seq_lengths")
-    if len(lengths) > 1:
-        raise UnfitError(f"{root.label('seq_lengths')} names {len(lengths)} documents in one row", remedy)
+    if not is_empty(root.peek("seq_lengths")):
+        lengths = _integers(root, "seq_lengths", least=1)
+        if len(lengths) > 1:
+            raise UnfitError(f"{root.label('seq_lengths')} names {len(lengths)} documents in one row", remedy)
 
 
 def _zeros_and_ones(root: Entry, name: str, num_tokens: int) -> np.ndarray:
