@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from finetooth.base.terminal import IN_PROSE, make_visible
+from finetooth.base.terminal import plain_text
 from finetooth.data.records import Message
 from finetooth.evaluation.speaker import Reply, open_speaker
 
@@ -23,9 +23,9 @@ def compare(
     answers = [
         open_speaker(target).reply(conversations, max_new_tokens=max_new_tokens) for target in (first, second)
     ]
-    table = Table(*(Column(_shown(name)) for name in ("prompt", first, second)), show_lines=True)
+    table = Table(*(Column(plain_text(name)) for name in ("prompt", first, second)), show_lines=True)
     for prompt, one, other in zip(prompts, *answers, strict=True):
-        table.add_row(_shown(prompt), _cell(one), _cell(other))
+        table.add_row(plain_text(prompt), _cell(one), _cell(other))
     console.print(table)
     return {
         "first": first,
@@ -38,11 +38,7 @@ def compare(
 
 
 def _cell(reply: Reply) -> Text:
-    return _shown(reply.text + ("" if reply.stopped else " …"))
-
-
-def _shown(text: str) -> Text:
-    return Text(make_visible(text, keep=IN_PROSE))
+    return plain_text(reply.text + ("" if reply.stopped else " …"))
 
 
 def _as_dict(reply: Reply) -> dict[str, Any]:

@@ -14,13 +14,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from finetooth.assets.corpus import Fact, conversations, exam, load_facts, split_facts
 from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError, FinetoothError, problem
 from finetooth.base.files import write_atomically
-from finetooth.base.terminal import IN_PROSE, make_visible, print_text
+from finetooth.base.terminal import plain_text, print_text
 from finetooth.config.load import load_config
 from finetooth.config.schema import ModelConfig, SFTConfig
 from finetooth.data.preparation import prepare_data
@@ -206,9 +205,7 @@ def _show(
     for base, policy in list(zip(before, after, strict=True))[::step][:SHOWN_EXAMPLES]:
         question = base.prompt.removeprefix("<|im_start|>user\n").split("<|im_end|>")[0]
         rambling = " ".join(base.generated.split("\n")[:SHOWN_LINES]) + ("" if base.stopped else " …")
-        answers.add_row(
-            *(Text(make_visible(text, keep=IN_PROSE)) for text in (question, rambling, policy.generated))
-        )
+        answers.add_row(*(plain_text(text) for text in (question, rambling, policy.generated)))
     console.print(answers)
     figures = Table("", "before", "after")
     for label, name in (

@@ -11,6 +11,7 @@ from rich.table import Table
 from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.files import write_atomically
+from finetooth.base.terminal import plain_text
 from finetooth.config.load import load_config
 from finetooth.config.schema import ModelConfig, SFTConfig
 from finetooth.data.preparation import PreparedData, prepare_data
@@ -88,5 +89,5 @@ def _answers(
 def _table(figures: dict[str, Any]) -> Table:
     table = Table(show_header=False)
     for name, value in figures.items():
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+        table.add_row(name, plain_text(f"{value:.4f}" if isinstance(value, float) else str(value)))
     return table

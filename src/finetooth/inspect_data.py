@@ -9,7 +9,7 @@ from rich.console import Console
 
 from finetooth.base.errors import ConfigError, DataError, problem
 from finetooth.base.files import write_atomically
-from finetooth.base.terminal import print_text
+from finetooth.base.terminal import print_line
 from finetooth.config.schema import SFTConfig
 from finetooth.config.sources import describe_sources
 from finetooth.data.pieces import document_data
@@ -72,7 +72,7 @@ def inspect(
     if html is not None:
         page = html_page(_facts(prepared, config, stops), samples, tokenizer)
         write_atomically(html, page.encode())
-        print_text(console, f"page: {html}")
+        print_line(console, f"page: {html}")
         result["html"] = str(html)
     return result
 
@@ -158,11 +158,12 @@ def _look_up(prepared: PreparedData | None, config: SFTConfig, wanted: str) -> t
 
 
 def _show_summary(prepared: PreparedData, config: SFTConfig, stops: Sequence[str], console: Console) -> None:
-    print_text(console, f"{describe_sources(config.data.train)}: template {prepared.template_name}")
-    print_text(console, f"ledger and stores: {prepared.folder}\n")
+    print_line(console, f"{describe_sources(config.data.train)}: template {prepared.template_name}")
+    print_line(console, f"ledger and stores: {prepared.folder}")
+    console.print()
     console.print(summary_table(prepared))
     for line in (*summary_remarks(prepared, config), *_stop_remarks(stops)):
-        print_text(console, line)
+        print_line(console, line)
 
 
 def _stop_remarks(stops: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from finetooth.base.terminal import print_text
+from finetooth.base.terminal import print_line
 from finetooth.config.schema import SFTConfig
 from finetooth.config.sources import describe_sources
 from finetooth.data.interop import Export, require_new, write_token_files
@@ -26,11 +26,12 @@ def prepare(config: SFTConfig, *, export: Export | None = None, console: Console
         require_new(export.folder)
     prepared = prepare_data(config, console=console)
     how = "already prepared" if prepared.is_reused else "prepared"
-    print_text(console, f"{describe_sources(config.data.train)}: {how}, template {prepared.template_name}")
-    print_text(console, f"ledger and stores: {prepared.folder}\n")
+    print_line(console, f"{describe_sources(config.data.train)}: {how}, template {prepared.template_name}")
+    print_line(console, f"ledger and stores: {prepared.folder}")
+    console.print()
     console.print(summary_table(prepared))
     for line in summary_remarks(prepared, config):
-        print_text(console, line)
+        print_line(console, line)
     _print_sample(prepared, console)
     written = {} if export is None else {"written": _export(prepared, config, export, console)}
     return summary_data(prepared) | written
@@ -44,7 +45,7 @@ def _export(prepared: PreparedData, config: SFTConfig, export: Export, console: 
     for split in ("train", "val"):
         counts = meta[split]
         fact = f"{counts['num_examples']:,} documents, {counts['total_tokens']:,} tokens"
-        print_text(console, f"written for {split}: {fact}, as {export.layout} in {export.folder}")
+        print_line(console, f"written for {split}: {fact}, as {export.layout} in {export.folder}")
     return {"folder": str(export.folder), "layout": export.layout, **meta}
 
 
@@ -52,5 +53,7 @@ def _print_sample(prepared: PreparedData, console: Console) -> None:
     view = pieces_view(prepared.sample.pieces)
     if len(view) > _SAMPLE_CHARACTERS:
         view = Text.assemble(view[:_SAMPLE_CHARACTERS], " …")
-    print_text(console, f"\nThe document of {prepared.sample.origin}; targets stand ⟦in brackets⟧:\n")
+    console.print()
+    print_line(console, f"The document of {prepared.sample.origin}; targets stand ⟦in brackets⟧:")
+    console.print()
     console.print(view, soft_wrap=True)

@@ -11,6 +11,7 @@ from rich.console import Console
 from finetooth.base.devices import DeviceManager
 from finetooth.base.distributed import Ranks, joined, ranks_of_environment
 from finetooth.base.errors import FinetoothError, Stopped, ToldElsewhere, problem
+from finetooth.base.terminal import print_line
 from finetooth.config.schema import ModelConfig, SFTConfig
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.data.records import DocumentSource
@@ -120,7 +121,7 @@ def _train(
         if not ranks.is_first:
             raise ToldElsewhere(exit_code=result.stopped)
         raise Stopped(problem(output, fact, "continue with --resume"), exit_code=result.stopped)
-    console.print(f"policy: {output / 'final'}", markup=False, highlight=False, soft_wrap=True)
+    print_line(console, f"policy: {output / 'final'}")
     return summary
 
 
@@ -143,7 +144,7 @@ def _judge_overfit(console: Console, summary: dict[str, Any]) -> None:
     verdict = f"the loss of these documents fell from {before:.4f} to {after:.4f}"
     if after > before * COLLAPSED:
         verdict += ", which is no collapse: raise learning_rate or max_steps, or look at the targets"
-    console.print(verdict, markup=False, highlight=False, soft_wrap=True)
+    print_line(console, verdict)
 
 
 def _documents(prepared: PreparedData, overfit: int | None) -> tuple[DocumentSource, DocumentSource | None]:
@@ -157,7 +158,7 @@ def _checkpoint(config: SFTConfig, resume: Resume, console: Console) -> Checkpoi
         return None
 
     def notify(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, line)
 
     folder = Path(config.output_dir) / "checkpoints"
     checkpoint = CheckpointManager(folder).latest(notify=notify)
@@ -199,7 +200,7 @@ def _announce_tokens(console: Console, notes: dict[str, Any]) -> None:
         remedy = "train on enough answers that the policy learns to stop, or use template headers"
         lines.append(problem(" ".join(untrained), fact, remedy))
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, line)
 
 
 def _announce(console: Console, trainer: SFTTrainer, checkpoint: Checkpoint | None) -> None:
@@ -211,7 +212,7 @@ def _announce(console: Console, trainer: SFTTrainer, checkpoint: Checkpoint | No
         lines += [
             f"continues after step {done}" if done < schedule.num_steps else "this run was finished already"
         ]
-    console.print("; ".join(lines), markup=False, highlight=False, soft_wrap=True)
+    print_line(console, "; ".join(lines))
 
 
 def _figures(

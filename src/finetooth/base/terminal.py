@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 # Line breaks, tabs, and what French, Chinese, Persian and emoji are written with.
 IN_PROSE = "\n\t\u00a0\u3000\u200c\u200d\ufe0e\ufe0f"
@@ -34,6 +35,18 @@ def make_visible(text: str, *, keep: str = "") -> str:
 def print_text(console: "Console", text: str) -> None:
     """Prints text as it is: no markup, no colours, nothing that drives the terminal, no line broken."""
     console.print(make_visible(text, keep=IN_PROSE), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_line(console: "Console", text: str) -> None:
+    """As print_text, but all of it on one line, so that no data can pass for a line of ours."""
+    print_text(console, text.replace("\n", "\\n"))
+
+
+def plain_text(text: str) -> "Text":
+    """Text for a table or another part of a screen: no markup, nothing that drives the terminal."""
+    from rich.text import Text
+
+    return Text(make_visible(text, keep=IN_PROSE))
 
 
 def _is_seen(character: str) -> bool:

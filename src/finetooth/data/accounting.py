@@ -9,14 +9,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from finetooth.base.errors import DataError, FinetoothError, problem
 from finetooth.config.schema import DataConfig, SFTConfig
 from finetooth.config.sources import describe_sources
 from finetooth.data.formats.reading import BadRecord, to_conversation
 from finetooth.data.inputs import Source
-from finetooth.data.ledger import SPLITS, Counts, Entry, Item, Outcome, Split, count_ledger
+from finetooth.data.ledger import (
+    SPLITS,
+    Counts,
+    Entry,
+    Item,
+    Outcome,
+    Split,
+    count_ledger,
+    encode_line,
+)
 from finetooth.data.masking import RenderReport
 from finetooth.data.near_duplicates import NearDuplicateFinder
 from finetooth.data.quality import DoubleFinder
@@ -144,7 +151,7 @@ def _write_records(
                 tally.report += report
                 judged = judge(outcomes, source)
                 lines = [outcome.ledger_line(split, source.path) for outcome, split in judged]
-                file.write(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+                file.write(b"".join(encode_line(line) + b"\n" for line in lines))
                 part.problems.extend(outcome.problem() for outcome, _ in judged if outcome.is_error)
                 for split, writer in writers.items():
                     kept = [o for o, s in judged if s == split and o.state == "kept"]

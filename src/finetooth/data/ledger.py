@@ -16,10 +16,12 @@ ledger.jsonl holds one line per record, in the order of the files, those of dev 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
 
 from finetooth.base.errors import problem
 from finetooth.data.records import Conversation, Document, GivenTokens, Origin, PlainText, Record
@@ -79,6 +81,12 @@ class Outcome:
             "tokens": sum(len(document.token_ids) for document in self.documents),
             "targets": sum(document.num_targets for document in self.documents),
         }
+
+
+def encode_line(line: Mapping[str, Any]) -> bytes:
+    """A line as it is written: ASCII, so that nothing in a reason or a file's name drives a terminal."""
+    encoded = msgspec.json.encode(line)
+    return encoded if encoded.isascii() else json.dumps(line, separators=(",", ":")).encode()
 
 
 @dataclass(slots=True)

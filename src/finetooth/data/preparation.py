@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finetooth.base.files import sha256_of
+from finetooth.base.terminal import plain_text
 from finetooth.config.schema import ModelConfig, SFTConfig
 from finetooth.config.sources import describe_sources
 from finetooth.data.accounting import write_prepared
@@ -131,7 +132,7 @@ def prepare_data(
         described["sample"] = dataclasses.asdict(_sample(open_store(partial / "train"), loader.template))
         (partial / "prepared.json").write_text(json.dumps(described, indent=1))
 
-    shown = f"Preparing {describe_sources(config.data.train)} …"
+    shown = plain_text(f"Preparing {describe_sources(config.data.train)} …")
     with console.status(shown) if console else contextlib.nullcontext():
         is_made_here = make_once(folder, make)
     return _open(folder, sources, loader, is_reused=not is_made_here)

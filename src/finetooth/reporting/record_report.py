@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from finetooth.base.errors import ConfigError, DataError, problem
@@ -16,7 +15,7 @@ from finetooth.config.schema import SFTConfig
 from finetooth.config.sources import SourceConfig
 from finetooth.data.formats.reading import BadRecord, is_prompt_response, to_conversation
 from finetooth.data.inputs import Source, entries_of, examine_sources
-from finetooth.data.ledger import Entry, Item, Outcome
+from finetooth.data.ledger import Entry, Item, Outcome, encode_line
 from finetooth.data.pieces import document_data
 from finetooth.data.preparation import PreparedData, TemplateLoader
 from finetooth.data.records import Conversation, Document, GivenTokens, Message, Origin, PlainText, Record
@@ -94,7 +93,7 @@ def find_record(prepared: PreparedData, wanted: str) -> LedgerEntry:
             if number and (text := next(itertools.islice(file, number - 1, None), None)):
                 return _entry(number, text)
         else:
-            origin = msgspec.json.encode({"origin": wanted})[1:-1]
+            origin = encode_line({"origin": wanted})[1:-1]
             for number, text in enumerate(file, start=1):
                 if origin in text:
                     return _entry(number, text)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from finetooth.base.terminal import make_visible, print_text
+from finetooth.base.terminal import make_visible, print_line, print_text
 from finetooth.data.records import Document
 from finetooth.data.tokenizer import Tokenizer
 from finetooth.reporting.mask_view import mask_view, token_list
@@ -33,10 +33,11 @@ class TerminalView:
         words = ", ".join((*sample.kinds, record.entry.line["split"], *state))
         self._heading(f"record {record.entry.number:,}, {record.entry.origin} ({words})")
         if record.reason:
-            print_text(self.console, "; ".join(filter(None, (record.reason, record.remedy))))
+            print_line(self.console, "; ".join(filter(None, (record.reason, record.remedy))))
         for place, document in enumerate(record.documents, start=1):
             which = f"document {place} of {len(record.documents)}: " if len(record.documents) > 1 else ""
-            print_text(self.console, f"{which}{_sizes(document)}\n")
+            print_line(self.console, f"{which}{_sizes(document)}")
+            self.console.print()
             self._document(document)
         if record.text:
             self.console.print()
@@ -48,7 +49,7 @@ class TerminalView:
         for number, row in enumerate(report.rows, start=1):
             self._heading(_row_heading(number, row))
             for document in row.documents:
-                print_text(self.console, f"  {document.origin}: {_sizes(document)}")
+                print_line(self.console, f"  {document.origin}: {_sizes(document)}")
 
     def row(self, report: StepReport, number: int) -> None:
         """One row of a step, with the tokens of its documents; `number` counts from 1."""
@@ -56,7 +57,9 @@ class TerminalView:
         row = report.rows[number - 1]
         self._heading(_row_heading(number, row))
         for document in row.documents:
-            print_text(self.console, f"\n{document.origin}: {_sizes(document)}\n")
+            self.console.print()
+            print_line(self.console, f"{document.origin}: {_sizes(document)}")
+            self.console.print()
             self._document(document)
 
     def _sums(self, report: StepReport) -> None:

@@ -6,6 +6,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from finetooth.base.terminal import print_line
+
 PLAIN_LINES = 20
 
 
@@ -52,7 +54,7 @@ class ProgressView:
 
     def note(self, text: str) -> None:
         """Something to be read, above the live line."""
-        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print_line(self._bar.console, text)
 
 
 def _clock(seconds: float) -> str:
