@@ -1,6 +1,7 @@
 """Everything unusable that a user can hand over: one table of mistakes, exit codes and whole messages."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,9 +118,9 @@ MISTAKES: dict[str, Mistake] = {
         DATA,
     ),
     "records of no known format": Mistake(
-        only({"instruction": "a", "output": "b"}),
-        "train.jsonl: its format is not recognised (line 1 has 'instruction', 'output'); "
-        'set data.format, or name two fields: data.fields: {"prompt": …, "response": …}',
+        only({"topic": "a", "summary": "b"}),
+        "train.jsonl: its format is not recognised (line 1 has 'topic', 'summary'); "
+        'set data.format, or say what its fields are called: data.fields: {"prompt": …, "response": …}',
         DATA,
     ),
     "a document that is too long": Mistake(
@@ -149,6 +150,79 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "an empty file of records": Mistake(
         put("train.jsonl", ""), "train.jsonl: holds no record; check that this is the right file", DATA
+    ),
+    "a kind of file that is not read": Mistake(
+        do(put("train.xlsx"), change("data", train="train.xlsx")),
+        "train.xlsx: its name ends in '.xlsx'; "
+        "write one JSON object per line into a file whose name ends in .jsonl",
+        DATA,
+    ),
+    "a table without header": Mistake(
+        do(put("train.csv", ",prompt\n0,a\n"), change("data", train="train.csv")),
+        "train.csv:1: column 1 has no name; name it, or write the file without a column of row numbers",
+        DATA,
+    ),
+    "rows of a table that do not fit": Mistake(
+        do(put("train.csv", "prompt,response\na,b\na\na,b,c\n"), change("data", train="train.csv")),
+        (
+            "train.csv:3: 1 values in 2 columns; correct or remove it\n"
+            "train.csv:4: 3 values in 2 columns; correct or remove it"
+        ),
+        DATA,
+    ),
+    "a table whose quotation marks do not pair": Mistake(
+        do(put("train.csv", 'prompt,response\na,b\n"c,d\n'), change("data", train="train.csv")),
+        "train.csv:3: the row has a quoted value that does not end; close its quotation mark",
+        DATA,
+    ),
+    "records that are not compressed as their name says": Mistake(
+        do(put("train.jsonl.gz", "{}"), change("data", train="train.jsonl.gz")),
+        "train.jsonl.gz: its gzip data is damaged; write or copy it again",
+        DATA,
+    ),
+    "a pattern that matches nothing": Mistake(
+        change("data", train="shards/*.jsonl"), "shards/*.jsonl: matches no file; check the pattern", DATA
+    ),
+    "a folder with several splits": Mistake(
+        do(put("all/train.jsonl"), put("all/test.jsonl"), change("data", train="all")),
+        "all: holds several splits (all/test.jsonl, all/train.jsonl); "
+        "name the files of one, for instance by a pattern",
+        DATA,
+    ),
+    "a folder with files of an unknown kind": Mistake(
+        do(put("all/a.jsonl"), put("all/b.xlsx"), put("all/c.zip"), change("data", train="all")),
+        "".join(
+            f"all/{name}: of no kind that holds records; "
+            f"remove it from all, or name the files to be read by a pattern such as *.jsonl{end}"
+            for name, end in (("b.xlsx", "\n"), ("c.zip", ""))
+        ),
+        DATA,
+    ),
+    "a folder that lacks shards": Mistake(
+        do(put("all/a-00000-of-00002.jsonl"), change("data", train="all")),
+        "all: all/a-*-of-00002.jsonl are 1 files; add what is missing of 2",
+        DATA,
+    ),
+    "a saved dataset with several splits": Mistake(
+        do(put("all/dataset_dict.json", '{"splits": ["train", "test"]}'), change("data", train="all")),
+        "all: a saved dataset with the splits train, test; write all/train",
+        DATA,
+    ),
+    "a pipe": Mistake(
+        do(lambda folder: os.mkfifo(folder / "pipe.jsonl"), change("data", train="pipe.jsonl")),
+        "pipe.jsonl: not a regular file; copy its content to a file",
+        DATA,
+    ),
+    "a dataset of the hub that is not there": Mistake(
+        change("data", train="hf://someone/records"),
+        "data.train: hf://someone/records: not in the local cache, and offline mode is on; "
+        "unset HF_HUB_OFFLINE to fetch it",
+        SETTINGS,
+    ),
+    "a dataset of the hub without owner": Mistake(
+        change("data", train="hf://records"),
+        "data.train: hf://records: no name of a dataset; write hf://OWNER/NAME",
+        SETTINGS,
     ),
     "a missing run file": Mistake(
         nothing, "none.yaml: no such file; check the path", SETTINGS, ("train", "none.yaml")
@@ -185,7 +259,7 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "a warm-up that never ends": Mistake(
         nothing,
-        "training.warmup_steps: 100 steps of warm-up in a run of 8 steps; "
+        "training.warmup_steps: 100 steps of warm-up in a run of 10 steps; "
         "write fewer, or a share such as 0.03",
         SETTINGS,
         ("train", "run.yaml", "warmup_steps=100"),
