@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.chat import tiny_tokenizer
 from tests.data.test_boundaries import ASKED, BARE, HEADERS, RULED, TWICE, chatml_template, template_of, turns
@@ -198,6 +198,16 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path):
     assert (tmp_path / "mine").read_text() == "mine"
 
 
+# Two documents in the row behind a padded one, the second of which begins near the row's 64th token.
+CUT_HEADER = [
+    [("user", "a"), ("user", "")],
+    [("user", "a"), ("user", ""), ("user", ""), ("user", "")],
+    [("user", "a"), ("user", "<"), ("user", "<" * 9), ("user", "<" * 11), ("assistant", "")],
+    [("user", "a"), ("user", "")],
+]
+
+
+@example(CUT_HEADER, 100, "h5")
 @settings(max_examples=60)
 @given(st.lists(turns, min_size=1, max_size=6), st.integers(100, 400), st.sampled_from(["bin", "h5"]))
 def test_any_conversations_come_back(

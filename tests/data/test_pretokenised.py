@@ -244,6 +244,15 @@ def test_single_turns_under_headers_need_the_declaration(tmp_path: Path):
         read(path, template)
 
 
+def test_a_question_behind_padding_is_not_glued_to_what_stands_before_it(tmp_path: Path):
+    template = template_of(HEADERS)
+    rows = [[words(template, *RULED)], [words(template, *ASKED)]]
+    path = write_hdf5(tmp_path / "a.h5", *padded(rows, 90, template.tokenizer.eos_token_id or 0), row=90)
+    with pytest.raises(DataError, match="it begins with a question"):
+        read(path, template)
+    assert contents(read(path, template, single_turn=True)) == as_read([rows[0][0], rows[1][0]])
+
+
 def test_hdf5_that_leads_elsewhere_is_refused(tmp_path: Path):
     import h5py
 

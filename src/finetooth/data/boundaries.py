@@ -28,7 +28,6 @@ from finetooth.data.tokenizer import Tokenizer
 
 MAX_DOCUMENT_TOKENS = 2**24
 
-_LONGEST_HEADER = 64
 _DOUBT = "a question behind an answer may open a document or go on with one"
 _REMEDY = "set data.single_turn: true if each has one question, else write .jsonl with input_ids and labels"
 
@@ -103,10 +102,11 @@ class Openings:
         """Whether the last of tokens [T] writes a newline at its end."""
         return self._text(int(token_ids[-1])).endswith("\n")
 
-    def opens_at_start(self, token_ids: np.ndarray, *, single_turn: bool) -> bool:
-        """Whether a document begins with the first of these tokens [T], before which nothing stands."""
-        positions, opens, _ = self.find(token_ids[:_LONGEST_HEADER], single_turn=single_turn, is_end=True)
-        return bool(len(positions) and positions[0] == 0 and opens[0])
+    def opens_at_start(self, token_ids: np.ndarray) -> bool:
+        """Whether tokens [T], before which nothing stands, begin with a question or a system text."""
+        longest = max(len(prefix) for _, prefix, _ in self.headers)
+        positions, kinds = self._headers_in(token_ids[: longest + 1], is_end=True)
+        return bool(len(positions) and positions[0] == 0 and kinds[0] != _OTHER)
 
     def find(
         self, token_ids: np.ndarray, *, single_turn: bool, is_end: bool

@@ -41,7 +41,7 @@ _NAMES = {
     ("jsonl", "train"): "train.jsonl",
     ("jsonl", "dev"): "val.jsonl",
 }
-_CHUNK_TOKENS = 2**16
+_HDF5_TYPES = {"tokens": np.dtype("<i4"), "loss_mask": np.dtype("i1")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +118,14 @@ def _require_expressible(documents: Mapping[str, DocumentSource], export: Export
 def _write(path: Path, source: DocumentSource, export: Export, template: Template) -> None:
     if export.layout == "jsonl":
         return _write_jsonl(path, _documents(source, None))
-    documents = _documents(source, openings_of(template, str(path)))
+    openings = openings_of(template, str(path))
     if export.layout == "bin":
-        return _write_bin(path, documents)
-    return _write_hdf5(path, _rows(documents, template.tokenizer, export.row_length))
+        return _write_bin(path, _documents(source, openings))
+
+    def rows() -> Iterator[np.ndarray]:
+        return _rows(_documents(source, openings), template.tokenizer, export.row_length)
+
+    return _write_hdf5(path, rows(), (sum(1 for _ in rows()), export.row_length))
 
 
 def _documents(source: DocumentSource, openings: Openings | None) -> Iterator[Document]:
@@ -174,20 +178,35 @@ def _rows(documents: Iterable[Document], tokenizer: Tokenizer, length: int) -> I
     yield row
 
 
-def _write_hdf5(path: Path, rows: Iterator[np.ndarray]) -> None:
-    first = next(rows)
-    length = first.shape[1]
-    rows_per_chunk = max(1, _CHUNK_TOKENS // length)
-    options = {"shape": (0, length), "maxshape": (None, length), "chunks": (rows_per_chunk, length)}
-    with import_h5py(path).File(path, "w") as file:
-        tokens = file.create_dataset("tokens", dtype="<i4", **options)
-        masks = file.create_dataset("loss_mask", dtype="i1", **options)
-        rows = itertools.chain([first], rows)
-        while some := list(itertools.islice(rows, rows_per_chunk)):
-            block, num_rows = np.stack(some), tokens.shape[0]
-            for dataset, values in ((tokens, block[:, 0]), (masks, block[:, 1])):
-                dataset.resize(num_rows + len(block), axis=0)
-                dataset[num_rows:] = values
+def _write_hdf5(path: Path, rows: Iterable[np.ndarray], shape: tuple[int, int]) -> None:
+    """Lays the file out with the library and writes the rows into it as into any file.
+
+    The library ends the process where it cannot write, as on a full disk; a plain write fails with an error.
+    """
+    path.write_bytes(bytes(2**16))  # more than the library writes: fails here, if anywhere
+    offsets = _laid_out(path, shape)
+    row_bytes = [shape[1] * _HDF5_TYPES[name].itemsize for name in offsets]
+    with path.open("r+b") as file:
+        for number, row in enumerate(rows):
+            for values, (name, offset), size in zip(row, offsets.items(), row_bytes, strict=True):
+                file.seek(offset + number * size)
+                file.write(values.astype(_HDF5_TYPES[name]).tobytes())
+
+
+def _laid_out(path: Path, shape: tuple[int, int]) -> dict[str, int]:
+    """Makes a file with both datasets, not filled yet; where in it each begins."""
+    h5py = import_h5py(path)
+    options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    options.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    options.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    space = h5py.h5s.create_simple(shape)
+    with h5py.File(path, "w") as file:
+        return {
+            name: h5py.h5d.create(
+                file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), space, dcpl=options
+            ).get_offset()
+            for name, dtype in _HDF5_TYPES.items()
+        }
 
 
 def _require_same(path: Path, source: DocumentSource, template: Template, *, single_turn: bool) -> None:

@@ -55,7 +55,7 @@ def read_token_file(
         return
     openings = openings_of(template, str(path))
     is_pair = place.suffix.lower() == ".bin"
-    stretches = _bin_stretches(place) if is_pair else read_hdf5(place, openings, single_turn=single_turn)
+    stretches = _bin_stretches(place) if is_pair else read_hdf5(place, openings)
     num_documents = 0
     try:
         for piece in divide(stretches, openings, single_turn=single_turn):

@@ -31,12 +31,12 @@ _MOST_COMPRESSION = 1100  # gzip makes zeros 1,032 times smaller
 Row = tuple[np.ndarray, np.ndarray]
 
 
-def read_hdf5(path: Path, openings: Openings, *, single_turn: bool) -> Iterator[Stretch]:
+def read_hdf5(path: Path, openings: Openings) -> Iterator[Stretch]:
     """The tokens of a file without padding; marks are 1 where a token is trained.
 
     Raises DataError where the file is damaged, holds something else, or refers to other files or programs.
     """
-    padding = _Padding(openings, single_turn=single_turn)
+    padding = _Padding(openings)
     before = np.empty(0, np.int64)
     is_start = True
     gathered: list[Row] = []
@@ -65,12 +65,11 @@ def import_h5py(place: object) -> Any:
 class _Padding:
     """What may fill the ends of rows."""
 
-    def __init__(self, openings: Openings, *, single_turn: bool):
+    def __init__(self, openings: Openings):
         tokenizer = openings.tokenizer
         never = {prefix[0] for _, prefix, _ in openings.headers}
         control = set(tokenizer.control_tokens.values())
         self.openings = openings
-        self.single_turn = single_turn
         self.ends = set(openings.end_tokens.tolist())
         self.fillers = {0, tokenizer.pad_token_id, tokenizer.eos_token_id} - never - {None}
         self.never_content = (self.fillers & control) - self.ends
@@ -100,7 +99,7 @@ class _Padding:
     def _may_follow(self, following: np.ndarray | None, filler: int) -> bool:
         if following is None or np.all(following == filler):
             return True
-        return self.openings.opens_at_start(following, single_turn=self.single_turn)
+        return self.openings.opens_at_start(following)
 
 
 def _with_following(rows: Iterator[Row]) -> Iterator[tuple[Row, np.ndarray | None]]:
