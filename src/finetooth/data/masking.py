@@ -18,7 +18,7 @@ import numpy as np
 from finetooth.data.records import Conversation, Document, GivenTokens, Origin, PlainText
 from finetooth.data.refusals import Refusal, RefusedError
 from finetooth.data.templates import Template
-from finetooth.data.turns import Chain, MaskOptions, Span, Turn, prove_turns
+from finetooth.data.turns import Chain, MaskOptions, Span, Turn, prove_turns, stop_characters
 from finetooth.data.twin import Rendered, Twin
 from finetooth.data.unrendered import given_document, text_documents
 
@@ -138,11 +138,9 @@ def _render_conversations(
         try:
             parts = [part for chain in chains for part in _parts(chain, twin, encoded[twin])]
             is_all = options.loss_on == "all"
-            stops = twin.characters_of(template.stop_token_ids) if is_all else frozenset[str]()
-            yield (
-                tuple(_document(part, twin, conversation.origin, stops) for part in parts),
-                _report(parts, twin),
-            )
+            stops = stop_characters(twin, template.stop_token_ids) if is_all else frozenset[str]()
+            documents = tuple(_document(part, twin, conversation.origin, stops) for part in parts)
+            yield documents, _report(parts, twin)
         except RefusedError as error:
             yield error.refusal, None
 
@@ -151,12 +149,14 @@ def _render_conversations(
 class _Part:
     """One document to be: its text and ids, its turns, and where in the ids the targets of each begin.
 
-    weights: as in Chain
-    seam:    where in the text two encodings meet; None where it was encoded as one string
+    controls: where in the ids the control tokens of the text stand
+    weights:  as in Chain
+    seam:     where in the text two encodings meet; None where it was encoded as one string
     """
 
     text: Rendered
     token_ids: np.ndarray
+    controls: np.ndarray
     turns: tuple[Turn, ...]
     starts: tuple[int, ...]
     weights: tuple[tuple[Span, float], ...]
@@ -214,10 +214,11 @@ def _parts(chain: Chain, twin: Twin, encoded: Mapping[str, np.ndarray]) -> Itera
         seam = len(turn.prompt.text)
         prompt_ids = twin.encode_batch([turn.prompt.text])[0]
         apart = np.concatenate([prompt_ids, twin.encode_after_mark(text.text[seam:])])
-        yield _Part(text, apart, tuple(turns), (*starts, len(prompt_ids)), chain.weights, seam)
+        places = _find_controls(text, apart, twin)
+        yield _Part(text, apart, places, tuple(turns), (*starts, len(prompt_ids)), chain.weights, seam)
         turns, starts = [], []
     if turns:
-        yield _Part(chain.text, token_ids, tuple(turns), tuple(starts), chain.weights, None)
+        yield _Part(chain.text, token_ids, controls, tuple(turns), tuple(starts), chain.weights, None)
 
 
 def _prompt_end(
@@ -227,13 +228,13 @@ def _prompt_end(
     places = prompt.control_places
     begin = int(controls[len(places) - 1]) if places else 0
     end = begin + len(stretch_ids)
-    return end if np.array_equal(token_ids[begin:end], stretch_ids) else None
+    # For so few ids, array_equal would take ten times as long.
+    return end if token_ids[begin:end].tobytes() == stretch_ids.tobytes() else None
 
 
 def _document(part: _Part, twin: Twin, origin: Origin, stops: frozenset[str]) -> Document:
     """stops: the characters whose last one ends the targets when every token is trained; else none."""
-    controls = _find_controls(part.text, part.token_ids, twin)
-    places = part.text.control_places
+    controls, places = part.controls, part.text.control_places
     loss_weights = np.zeros(len(part.token_ids), np.float32)
     for turn, start in zip(part.turns, part.starts, strict=True):
         if start == 0:
@@ -245,8 +246,8 @@ def _document(part: _Part, twin: Twin, origin: Origin, stops: frozenset[str]) ->
     exceptions = [*part.weights, *((span, 0.0) for turn in part.turns for span in turn.context)]
     if exceptions:
         _weigh(loss_weights, exceptions, part, twin)
-    if not loss_weights.any():
-        raise RefusedError("no target: nothing to train", "raise a loss_weight, or drop the record")
+        if not loss_weights.any():
+            raise RefusedError("no target: nothing to train", "raise a loss_weight, or drop the record")
     return Document(part.token_ids, loss_weights, part.starts[-1], origin)
 
 

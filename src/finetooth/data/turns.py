@@ -101,8 +101,9 @@ def prove_turns(
 
     Raises RefusedError.
     """
-    conversation = dataclasses.replace(conversation, messages=fitted(conversation.messages, template))
-    messages = conversation.messages
+    messages = fitted(conversation.messages, template)
+    if messages is not conversation.messages:
+        conversation = dataclasses.replace(conversation, messages=messages)
     trained = _trained(messages, options.loss_on)
     num_messages = len(messages) if options.loss_on == "all" else trained[-1] + 1
     _check_answers(messages, trained)
@@ -114,7 +115,7 @@ def prove_turns(
     allowed = template.allowed_tokens
     rendered = {stage: twin.neutralise(text, allowed=allowed) for stage, text in traced.items()}
     whole = rendered[num_messages, False]
-    stops = twin.characters_of(template.stop_token_ids)
+    stops = stop_characters(twin, template.stop_token_ids)
     turns = [_prove(rendered[i, True], rendered[i + 1, False], i, messages[i], stops) for i in trained]
     _check_nothing_left_out(whole, conversation, num_messages, template)
     if options.loss_on == "all":
@@ -126,6 +127,12 @@ def prove_turns(
     ]
     chains = _chains(weighed, whole)
     return twin, _within_blocks(chains, messages) if has_blocks(template) else chains
+
+
+@functools.lru_cache(maxsize=8)
+def stop_characters(twin: Twin, stop_token_ids: tuple[int, ...]) -> frozenset[str]:
+    """The private characters of the tokens that end a turn."""
+    return twin.characters_of(stop_token_ids)
 
 
 def _trained(messages: Sequence[Message], loss_on: LossOn) -> list[int]:
