@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def test_a_json_file_that_is_no_list_is_read_by_lines(tmp_path: Path):
         ('{"a": "\\ud800"}', "half of a surrogate pair (\\ud800 to \\udfff) stands alone in a text"),
         ('{"\\uDC00": 1}', "half of a surrogate pair (\\ud800 to \\udfff) stands alone in a text"),
         ("[" * 100_000, "nested deeper than 100 levels"),
+        ("[" * 100_000 + "]" * 100_000, "nested deeper than 100 levels"),
         ('{"a": ' + "[" * 100 + "]" * 100 + "}", "nested deeper than 100 levels"),
     ],
 )
@@ -253,6 +255,27 @@ def test_memory_stays_flat_over_many_records(tmp_path: Path):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 8 * 1024 * 1024 < os.path.getsize(path)
+
+
+def test_reading_costs_little_more_than_decoding(tmp_path: Path):
+    """Measured as a ratio of processor time, which other work on the machine changes least."""
+    import time
+
+    row = json.dumps({"question": "How many apples? " * 10, "answer": "She has 3 * 4 = <<3*4=12>>12.\n" * 8})
+    path = write(tmp_path, "a.jsonl", (row + "\n") * 5000)
+    lines_of_text = Path(path).read_bytes().splitlines()
+
+    def decode() -> None:
+        for line in lines_of_text:
+            json.loads(line)
+
+    def seconds(work: Callable[[], object]) -> float:
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+
+    bare = min(seconds(decode) for _ in range(5))
+    assert min(seconds(lambda: read(path)) for _ in range(5)) < 4 * bare
 
 
 def test_the_real_files_are_read_as_the_standard_library_reads_them(shared: Path):

@@ -135,7 +135,8 @@ def _is_plain(type: Any, pyarrow: Any) -> bool:
         return all(_is_plain(field.type, pyarrow) for field in type.fields)
     if types.is_list(type) or types.is_large_list(type):
         return _is_plain(type.value_type, pyarrow)
-    return types.is_string(type) or types.is_large_string(type) or types.is_integer(type)
+    kinds = (types.is_string, types.is_large_string, types.is_integer, types.is_boolean, types.is_null)
+    return any(is_kind(type) for is_kind in kinds)
 
 
 def _record(fields: dict[str, Any], *, size: int, is_plain: bool) -> dict[str, Any] | NotARecordError:
