@@ -40,7 +40,7 @@ class NearDuplicateFinder:
         self._origins: list[Origin] = []
 
     def judge(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """The outcomes; one almost equal to an earlier one is dropped, or kept with `same_as` naming that one."""
+        """The outcomes; one almost equal to an earlier one is dropped, or its `same_as` names that one."""
         judged = list(outcomes)
         texts = [(place, _text_of(o.item)) for place, o in enumerate(outcomes) if o.state == "kept"]
         known = [(place, text) for place, text in texts if text]
