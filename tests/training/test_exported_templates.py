@@ -153,6 +153,23 @@ def test_added_tokens_are_one_token_each_for_plain_transformers(
     assert model(ids).logits.shape == (1, ids.shape[1], len(reference))
 
 
+def test_a_name_that_was_plain_vocabulary_is_one_token_too(tmp_path: Path):
+    folder = Path(write_small_tokenizer(tmp_path / "base"))
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    end_of_text, *turns = definition["added_tokens"]
+    definition["added_tokens"] = [end_of_text]
+    definition["model"]["vocab"] |= {token["content"]: token["id"] for token in turns}
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    template = resolve_template("chatml", load_tokenizer(str(folder)))
+    assert (template.added_tokens, template.tokenizer.given_tokens) == ((), ("<|im_start|>",))
+    reference = AutoTokenizer.from_pretrained(export(tmp_path, template))
+    prompt = reference.apply_chat_template(
+        [{"role": "user", "content": "two"}], add_generation_prompt=True, return_dict=False
+    )
+    assert prompt == encode_prompt(template, [Message("user", "two")])
+    assert prompt[0] == turns[0]["id"]
+
+
 # Dates.
 
 

@@ -1,6 +1,5 @@
 """How messages become text: the tokenizer's own chat template, a built-in one, or a file."""
 
-import dataclasses
 import difflib
 import functools
 import hashlib
@@ -77,7 +76,9 @@ def resolve_template(
         system=system,
         now=(now or datetime.now()).replace(tzinfo=None),
         allowed_tokens=frozenset(allow_tokens),
-        added_tokens=_names_beyond(tokenizer.largest_id, grown),
+        added_tokens=tuple(
+            name for name in grown.given_tokens if grown.control_tokens[name] > tokenizer.largest_id
+        ),
     )
     return _checked(template)
 
@@ -114,7 +115,7 @@ class Template:
     system:     system text where a conversation has none
     now:        the local time that strftime_now tells
     allowed_tokens: control tokens that text of messages may become
-    added_tokens:   those that the tokenizer lacked and was given, in the order of their ids
+    added_tokens:   those for which the tokenizer had no id, in the order of the ids they were given
     """
 
     name: str
@@ -187,35 +188,16 @@ class Template:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over all that decides which text a conversation becomes, with the times it tells."""
+        parts = [self.jinja_text, dict(self.arguments), self.system, self.tokenizer.special_tokens]
         times = [self.now.strftime(format) for format in self.date_formats]
-        return self._fingerprint_with(times)
-
-    @functools.cached_property
-    def timeless_fingerprint(self) -> str:
-        """As `fingerprint`, but the same at any time."""
-        return self._fingerprint_with(None)
-
-    def at(self, now: datetime) -> "Template":
-        """The same template at another time."""
-        return dataclasses.replace(self, now=now)
+        parts += [times, sorted(self.allowed_tokens)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _probe(self, *messages: Message, add_generation_prompt: bool = False) -> tuple[Twin, Rendered]:
         listed, _ = self.variables(messages)
         text = self.render(listed, None, add_generation_prompt=add_generation_prompt)
         twin = self.tokenizer.twin_for([text])
         return twin, twin.neutralise(text)
-
-    def _fingerprint_with(self, times: list[str] | None) -> str:
-        parts = [self.jinja_text, dict(self.arguments), self.system, self.tokenizer.special_tokens]
-        parts += [times, sorted(self.allowed_tokens)]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _names_beyond(largest_id: int, tokenizer: Tokenizer) -> tuple[str, ...]:
-    beyond = [
-        (token_id, name) for name, token_id in tokenizer.control_tokens.items() if token_id > largest_id
-    ]
-    return tuple(name for _, name in sorted(beyond))
 
 
 def _automatic(tokenizer: Tokenizer, is_prompt_response: bool) -> str:

@@ -55,11 +55,14 @@ class Tokenizer:
     control_tokens: ids by text of its added tokens, without those that are whitespace only
     vocab_size:     how many tokens it has, added ones included
     largest_id:     the largest id it gives
+    given_tokens:   names of the control tokens that its files do not have; `with_tokens` gave it them
 
     bos_token, eos_token and pad_token, and their ids, are None where the tokenizer has none.
     """
 
-    def __init__(self, files: TokenizerFiles, *, place: str = "model.tokenizer"):
+    def __init__(
+        self, files: TokenizerFiles, *, place: str = "model.tokenizer", given_tokens: Sequence[str] = ()
+    ):
         definition: dict[str, Any] = {**files.definition, "truncation": None, "padding": None}
         added: dict[str, int] = {token["content"]: token["id"] for token in definition["added_tokens"]}
         token_ids = {*vocabulary_of(definition["model"]).values(), *added.values()}
@@ -72,6 +75,7 @@ class Tokenizer:
         self.control_tokens = {text: token_id for text, token_id in added.items() if text.strip()}
         self.vocab_size = len(token_ids)
         self.largest_id = max(token_ids)
+        self.given_tokens = tuple(given_tokens)
         self.bos_token, self.bos_token_id = self._special("bos_token")
         self.eos_token, self.eos_token_id = self._special("eos_token")
         self.pad_token, self.pad_token_id = self._special("pad_token")
@@ -123,7 +127,7 @@ class Tokenizer:
             folder=self.folder,
             keeper=self._keeper,
         )
-        return Tokenizer(files, place=self._place)
+        return Tokenizer(files, place=self._place, given_tokens=(*self.given_tokens, *names))
 
     @functools.cached_property
     def backend(self) -> tokenizers.Tokenizer:

@@ -44,7 +44,7 @@ def _name_stop_tokens(path: Path, template: Template) -> None:
 
 
 def _save_tokenizer(folder: Path, template: Template) -> None:
-    """Copies the tokenizer's files, with the tokens that the template added written into them."""
+    """Copies the tokenizer's files, with the tokens that the template needed written into them."""
     source = template.tokenizer.folder
     assert source is not None, "a run's tokenizer was read from a folder"
     for name in TOKENIZER_FILES:
@@ -53,12 +53,12 @@ def _save_tokenizer(folder: Path, template: Template) -> None:
     settings_path = folder / "tokenizer_config.json"
     settings = json.loads(settings_path.read_text(encoding="utf-8")) if settings_path.exists() else {}
     settings.pop("chat_template", None)  # the file beside it holds the template of the training
-    if template.added_tokens:
+    if given := template.tokenizer.given_tokens:
         (folder / "tokenizer.json").write_bytes(template.tokenizer.definition)
         if "added_tokens_decoder" in settings:
             settings["added_tokens_decoder"] |= {
                 str(template.tokenizer.control_tokens[name]): {**TOKEN_FLAGS, "content": name}
-                for name in template.added_tokens
+                for name in given
             }
     settings_path.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(exported_template(template), encoding="utf-8")
