@@ -149,6 +149,33 @@ def test_what_a_template_refuses_is_shown_message_by_message(folder: Path):
     assert report["text"] == "user: Add two.\n\nassistant: four"
 
 
+def test_records_of_several_sources_and_kinds_are_found(folder: Path):
+    (folder / "pairs.jsonl").write_text('{"q": "What?", "a": "four"}\n{"q": "Which?", "a": ""}\n')
+    given = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
+    none = {"input_ids": [5, 6], "labels": [-100, -100]}
+    (folder / "tokens.jsonl").write_text(f"{json.dumps(given)}\n{json.dumps(none)}\n")
+    (folder / "plain.jsonl").write_text('{"text": "What is two?"}\n{"text": ""}\n')
+    pairs = {"path": "pairs.jsonl", "fields": {"prompt": "q", "response": "a"}}
+    sources = [{"path": "train.jsonl"}, pairs, {"path": "tokens.jsonl"}]
+    write_settings(folder, train=sources, dev="plain.jsonl")
+    by_origin = {
+        f"{name}.jsonl:{line}": inspected("--record", f"{name}.jsonl:{line}")["record"]
+        for name in ("pairs", "tokens", "plain")
+        for line in (1, 2)
+    }
+    assert [report["number"] for report in by_origin.values()] == [16, 17, 18, 19, 20, 21]
+    assert [report["split"] for report in by_origin.values()] == ["train"] * 4 + ["dev"] * 2
+    assert shown_documents(by_origin["tokens.jsonl:1"]) == [([5, 6, 7], [0, 1, 1])]
+    pair = expected_documents({"messages": turns("What?", "four")})
+    assert shown_documents(by_origin["pairs.jsonl:1"]) == pair
+    assert by_origin["plain.jsonl:1"]["state"] == "kept"
+    for origin in ("pairs.jsonl:2", "tokens.jsonl:2", "plain.jsonl:2"):
+        assert by_origin[origin]["state"] != "kept"
+        assert by_origin[origin]["reason"]
+        assert by_origin[origin]["text"]
+    assert inspected("--html", "page.html")["splits"]["dev"]["records"] == 2
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_record_can_be_looked_at_where_none_can_be_used(folder: Path, number: int):
     write_records(folder, [{"messages": turns("a", "")}, {"messages": turns("b", "")}])
