@@ -158,7 +158,7 @@ def test_a_name_that_was_plain_vocabulary_is_one_token_too(tmp_path: Path):
     definition = json.loads((folder / "tokenizer.json").read_text())
     end_of_text, *turns = definition["added_tokens"]
     definition["added_tokens"] = [end_of_text]
-    definition["model"]["vocab"] |= {token["content"]: token["id"] for token in turns}
+    definition["model"]["vocab"] |= {token["content"]: token["id"] for token in (end_of_text, *turns)}
     (folder / "tokenizer.json").write_text(json.dumps(definition))
     template = resolve_template("chatml", load_tokenizer(str(folder)))
     assert (template.added_tokens, template.tokenizer.given_tokens) == ((), ("<|im_start|>",))
