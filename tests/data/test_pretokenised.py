@@ -222,6 +222,23 @@ def test_what_may_be_content_stays(tmp_path: Path):
     assert contents(read(path, CHATML)) == as_read([zeros] * place)
 
 
+def test_what_a_conversation_goes_on_behind_stays(tmp_path: Path):
+    template = template_of(HEADERS)
+    end = template.tokenizer.eos_token_id or 0
+    asked, answered = (
+        words(template, *RULED[:2]),
+        words(template, ("assistant", "It is 3, it is 3, it is 3.")),
+    )
+    doubled = ([*asked[0], end, *answered[0]], [*asked[1], 0, *answered[1]])
+    row = len(asked[0]) + 1  # ends with two end tokens, and the next one goes on with the answer
+    ids, mask = joined([doubled])
+    assert len(ids) <= 2 * row
+    fill = np.zeros(2 * row - len(ids), np.int32)
+    ids, mask = np.concatenate([ids, fill + end]), np.concatenate([mask, fill])
+    path = write_hdf5(tmp_path / "a.h5", ids, mask, row=row)
+    assert contents(read(path, template)) == as_read([doubled])
+
+
 def test_padding_before_a_row_that_opens_nothing_glues_nothing(tmp_path: Path):
     template = padding_template()
     tail = (DOCUMENTS[1][0][5:], DOCUMENTS[1][1][5:])
