@@ -4,88 +4,30 @@ import json
 import os
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.small_run import SOURCES
-from tests.small_tokenizer import write_small_tokenizer
-from typer.testing import CliRunner, Result
-
-from finetooth.cli import app
-from finetooth.data.encode import encode_chat
-
-TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+from tests.inspected import (
+    RECORDS,
+    TEMPLATE,
+    TOOL,
+    command,
+    enter_run,
+    expected_documents,
+    inspected,
+    shown_documents,
+    turns,
+    write_records,
+    write_settings,
 )
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
-
-
-def turns(*texts: str) -> list[dict[str, str]]:
-    roles = ("user", "assistant")
-    return [{"role": roles[place % 2], "content": text} for place, text in enumerate(texts)]
-
-
-RECORDS: list[Any] = [
-    *({"messages": turns(f"What is {number}?", "four " * number)} for number in range(1, 9)),
-    {"messages": turns("Two?", "four", "And two?", "is four")},  # 9
-    {"messages": turns("Add two.", "four"), "tools": [TOOL]},  # 10
-    {"messages": turns("What is long?", "four " * 300)},  # 11: dropped
-    {"messages": turns("What is nothing?", "")},  # 12: refused
-    '{"messages": [{"role": <script>',  # 13: refused
-    {"messages": turns("What is 3?", "four " * 3)},  # 14: stands twice
-    {"messages": [*turns("Hello"), {"role": "judge", "content": "guilty"}]},  # 15: refused
-]
+from tests.small_run import SOURCES
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a run of the records above."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FINETOOTH_CACHE", str(tmp_path / "cache"))
-    write_small_tokenizer(tmp_path / "tokenizer")
-    (tmp_path / "own.jinja").write_text(TEMPLATE)
-    write_records(tmp_path, RECORDS)
-    write_settings(tmp_path)
-    return tmp_path
-
-
-def write_records(folder: Path, records: list[Any]) -> None:
-    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
-    (folder / "train.jsonl").write_text("".join(line + "\n" for line in lines))
-
-
-def write_settings(folder: Path, **data: Any) -> None:
-    settings = {
-        "model": {"path": "tokenizer"},
-        "data": {"train": "train.jsonl", "dev": None, "template": "own.jinja", "max_length": 200, **data},
-        "training": {"global_batch_size": 4, "row_tokens": 200, "num_train_epochs": 2},
-        "output_dir": "run",
-    }
-    (folder / "run.yaml").write_text(json.dumps(settings))
-
-
-def command(*arguments: str, **variables: str) -> Result:
-    settings = {"COLUMNS": "100", **variables}
-    return CliRunner().invoke(app, ["inspect", "run.yaml", *arguments], prog_name="finetooth", env=settings)
-
-
-def inspected(*arguments: str) -> dict[str, Any]:
-    result = command(*arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-def expected_documents(record: dict[str, Any]) -> list[tuple[list[int], list[float]]]:
-    documents = encode_chat("tokenizer", record["messages"], tools=record.get("tools"), template="own.jinja")
-    return [(document.token_ids.tolist(), document.loss_weights.tolist()) for document in documents]
-
-
-def shown_documents(report: dict[str, Any]) -> list[tuple[list[int], list[float]]]:
-    return [(document["token_ids"], document["loss_weights"]) for document in report["documents"]]
+    """A folder with a run."""
+    return enter_run(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("number", range(1, 11))
@@ -281,6 +223,7 @@ BY_NAME = "name it as the ledger does, for instance train.jsonl:1, or by its num
     [
         (["--record", "16"], f"no record has the number 16; {BY_NUMBER}"),
         (["--record", "0"], f"no record has the number 0; {BY_NUMBER}"),
+        (["--record", "9" * 30], f"no record has the number {'9' * 30}; {BY_NUMBER}"),
         (["--record", "dev.jsonl:3"], f"no record stands at dev.jsonl:3; {BY_NAME}"),
         (["--step", "7"], "the schedule has no step 7; give a number from 1 to 6"),
         (
@@ -317,120 +260,6 @@ def test_what_cannot_be_prepared_at_all_is_told_as_prepare_tells_it():
     result = command()
     assert result.exit_code == 3
     assert result.stderr.startswith("train.jsonl: no such file; ")
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page: its elements, and the text of each document."""
-
-    def __init__(self, path: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.documents: list[str] = []
-        self._open: list[str] = []
-        self.feed(Path(path).read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self._open.append(tag)
-        if tag == "pre":
-            self.documents.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        while self._open.pop() != tag:
-            pass
-
-    def handle_data(self, data: str) -> None:
-        if "pre" in self._open:
-            self.documents[-1] += data
-
-
-# fmt: off
-ELEMENTS = {
-    "html", "head", "meta", "title", "style", "body", "header", "main", "footer", "section", "div", "span",
-    "h1", "h2", "dl", "dt", "dd", "table", "tr", "th", "td", "figure", "figcaption", "ul", "li", "p", "pre",
-    "b", "i", "label", "input", "br", "wbr",
-}
-ATTRIBUTES = {
-    "lang", "charset", "http-equiv", "content", "name", "class", "data-t", "title", "style", "id", "type",
-    "role", "scope", "aria-label",
-}
-# fmt: on
-
-
-def test_a_page_holds_the_samples_and_nothing_that_could_run_or_be_fetched():
-    assert command("--html", "page.html").stdout.endswith("page: page.html\n")
-    page = Page("page.html")
-    assert {tag for tag, _ in page.elements} <= ELEMENTS
-    assert {name for _, attributes in page.elements for name in attributes} <= ATTRIBUTES
-    [policy] = [a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-    text = Path("page.html").read_text()
-    assert "url(" not in text
-    assert "http" not in text.replace("http-equiv", "")
-    samples = inspected("--html", "page.html")["samples"]
-    texts = ["".join(piece for piece, _ in d["pieces"]) for sample in samples for d in sample["documents"]]
-    assert [text.replace("\n", "↵\n") for text in texts] == [d for d in page.documents if "↵" in d]
-    assert {kind for sample in samples for kind in sample["kinds"]} >= {"refused", "dropped", "with tools"}
-
-
-def test_every_token_of_a_page_tells_its_id_and_weight():
-    command("--record", "1", "--html", "page.html")
-    told = [attributes["data-t"] for tag, attributes in Page("page.html").elements if tag == "b"]
-    [(token_ids, loss_weights)] = expected_documents(RECORDS[0])
-    assert [text.split(" · ")[:3] for text in told if text] == [
-        [f"token {place}", f"id {token_id}", f"loss weight {weight:g}"]
-        for place, (token_id, weight) in enumerate(zip(token_ids, loss_weights, strict=True))
-    ]
-
-
-HOSTILE = (
-    "<script>alert(1)</script> </pre></b> \" onmouseover='x' {{ 7*7 }} {% raw %} &lt; <!-- --> ]]> "
-    "\x1b[31m \x9b31m \u202e \u2066 \u200b \ufeff \U000e0100 \t \x00 ⟦x⟧ ↵"
-)
-
-
-def test_nothing_of_the_data_escapes_into_the_page(folder: Path):
-    name = "<img src=x>\u202e.jsonl"
-    write_records(folder, [{"messages": turns(HOSTILE, HOSTILE)}, {"messages": turns(HOSTILE, "")}, HOSTILE])
-    (folder / "train.jsonl").rename(folder / name)
-    write_settings(folder, train=name, max_length=2000)
-    assert command("training.row_tokens=2000", "--html", "safe.html").exit_code == 0
-    page = Page("safe.html")
-    tags = [tag for tag, _ in page.elements]
-    assert not {"script", "img"} & set(tags)
-    assert tags.count("pre") == 3
-    assert all(set(attributes) <= {"data-t", "class"} for tag, attributes in page.elements if tag == "b")
-    text = Path("safe.html").read_text()
-    assert "<script>" not in text
-    assert all(character.isprintable() or character == "\n" for character in text)
-    shown = HOSTILE.replace("⟦", "\\u27e6").replace("⟧", "\\u27e7").replace("↵", "\\u21b5")
-    for character in "\x1b\x9b\u202e\u2066\u200b\ufeff\U000e0100\t\x00":
-        shown = shown.replace(character, character.encode("unicode_escape").decode())
-    assert page.documents[0].count(shown) == 2
-
-
-def test_a_page_without_escaping_would_be_broken(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """Negative control."""
-    import jinja2
-
-    from finetooth.reporting import page as module
-
-    unsafe = jinja2.Environment
-    monkeypatch.setattr(jinja2, "Environment", lambda **o: unsafe(**{**o, "autoescape": False}))
-    monkeypatch.setattr(module, "_template", module._template.__wrapped__)
-    write_records(folder, [RECORDS[0], {"messages": turns(HOSTILE, "")}])
-    assert command("--html", "unsafe.html").exit_code == 0
-    assert "<script>alert(1)" in Path("unsafe.html").read_text()
-
-
-def test_a_page_of_long_documents_stays_small_and_says_what_is_missing(folder: Path):
-    long = [{"messages": turns(f"What is {n}?", f"\u202e{n} " * 5000)} for n in range(12)]
-    write_records(folder, long)
-    write_settings(folder, max_length=50_000)
-    assert command("training.row_tokens=50000", "--html", "page.html").exit_code == 0
-    text = Path("page.html").read_text(encoding="utf-8")
-    assert 100_000 < len(text.encode()) <= 2_000_000
-    assert " tokens are not shown …" in text
 
 
 @pytest.mark.parametrize("no_color", [True, False])

@@ -18,9 +18,9 @@ from finetooth.data.tokenizer import Tokenizer
 from finetooth.reporting.page import Facts, html_page
 from finetooth.reporting.record_report import find_record, report_record, report_unprepared
 from finetooth.reporting.samples import Sample, choose_samples
-from finetooth.reporting.step_report import report_step
+from finetooth.reporting.step_report import StepReport, report_step
 from finetooth.reporting.summary import summary_counts, summary_data, summary_remarks, summary_table
-from finetooth.reporting.terminal_view import TerminalView
+from finetooth.reporting.terminal_view import TerminalView, show_step
 
 _SAMPLE_CHARACTERS = 1500
 _SAMPLES_ON_TERMINAL = 1
@@ -51,8 +51,13 @@ def inspect(
     prepared, stops = _prepare(config, is_needed=record is None, console=console)
     if step is not None:
         assert prepared is not None
-        view = TerminalView(console, prepared.tokenizer, ids)
-        return _inspect_step(prepared, config, view, step=step, rank=rank or 0, world=world or 1, row=row)
+        report = report_step(
+            prepared.train_documents, config, number=step, rank=rank or 0, world_size=world or 1
+        )
+        if row is not None:
+            return _inspect_row(report, row, TerminalView(console, prepared.tokenizer, ids))
+        show_step(report, console)
+        return {"step": report.as_data()}
     if record is not None:
         sample, tokenizer = _look_up(prepared, config, record)
         samples = [sample]
@@ -127,22 +132,9 @@ def _prepare(
             return None, error.problems
 
 
-def _inspect_step(
-    prepared: PreparedData,
-    config: SFTConfig,
-    view: TerminalView,
-    *,
-    step: int,
-    rank: int,
-    world: int,
-    row: int | None,
-) -> dict[str, Any]:
-    report = report_step(prepared.train_documents, config, number=step, rank=rank, world_size=world)
-    if row is None:
-        view.step(report)
-        return {"step": report.as_data()}
+def _inspect_row(report: StepReport, row: int, view: TerminalView) -> dict[str, Any]:
     if row > len(report.rows):
-        fact = f"rank {rank} has no row {row} in step {step}"
+        fact = f"rank {report.rank} has no row {row} in step {report.step.number}"
         raise ConfigError(problem("--row", fact, f"give a number from 1 to {len(report.rows)}"))
     view.row(report, row)
     documents = [document_data(document, view.tokenizer) for document in report.rows[row - 1].documents]

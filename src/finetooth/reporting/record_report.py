@@ -87,17 +87,17 @@ def find_record(prepared: PreparedData, wanted: str) -> LedgerEntry:
 
     Raises ConfigError where there is none.
     """
+    num_records = sum(count.records for count in prepared.counts.values())
     with (prepared.folder / "ledger.jsonl").open("rb") as file:
         if wanted.isdecimal():
             number = int(wanted)
-            if number and (text := next(itertools.islice(file, number - 1, None), None)):
-                return _entry(number, text)
+            if 1 <= number <= num_records:
+                return _entry(number, next(itertools.islice(file, number - 1, None)))
         else:
             origin = encode_line({"origin": wanted})[1:-1]
             for number, text in enumerate(file, start=1):
                 if origin in text:
                     return _entry(number, text)
-    num_records = sum(count.records for count in prepared.counts.values())
     raise ConfigError(_no_such_record(wanted, next(ledger_entries(prepared)).origin, num_records))
 
 

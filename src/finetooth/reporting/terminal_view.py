@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from finetooth.base.terminal import make_visible, print_line, print_text
+from finetooth.base.terminal import make_visible, print_line
 from finetooth.data.records import Document
 from finetooth.data.tokenizer import Tokenizer
 from finetooth.reporting.mask_view import mask_view, token_list
@@ -31,7 +31,7 @@ class TerminalView:
         record = sample.record
         state = () if record.state in sample.kinds else (record.state,)
         words = ", ".join((*sample.kinds, record.entry.line["split"], *state))
-        self._heading(f"record {record.entry.number:,}, {record.entry.origin} ({words})")
+        _show_heading(self.console, f"record {record.entry.number:,}, {record.entry.origin} ({words})")
         if record.reason:
             print_line(self.console, "; ".join(filter(None, (record.reason, record.remedy))))
         for place, document in enumerate(record.documents, start=1):
@@ -43,39 +43,16 @@ class TerminalView:
             self.console.print()
             self._print(Text(make_visible(record.text, keep="\n")))
 
-    def step(self, report: StepReport) -> None:
-        """A step: its sums, and the documents in each row of the rank."""
-        self._sums(report)
-        for number, row in enumerate(report.rows, start=1):
-            self._heading(_row_heading(number, row))
-            for document in row.documents:
-                print_line(self.console, f"  {document.origin}: {_sizes(document)}")
-
     def row(self, report: StepReport, number: int) -> None:
         """One row of a step, with the tokens of its documents; `number` counts from 1."""
-        self._sums(report)
+        _show_sums(report, self.console)
         row = report.rows[number - 1]
-        self._heading(_row_heading(number, row))
+        _show_heading(self.console, _row_heading(number, row))
         for document in row.documents:
             self.console.print()
             print_line(self.console, f"{document.origin}: {_sizes(document)}")
             self.console.print()
             self._document(document)
-
-    def _sums(self, report: StepReport) -> None:
-        step = report.step
-        print_text(
-            self.console,
-            f"step {step.number:,} of {report.num_steps:,}, epoch {step.epoch + 1}: "
-            f"{_counted(len(step.documents), 'document')}, {step.num_tokens:,} tokens, "
-            f"{step.num_targets:,} targets, total loss weight {step.total_loss_weight:,g}\n"
-            f"rank {report.rank} of {report.world_size}: {_counted(len(report.rows), 'row')}, "
-            f"{report.fill:.1%} full",
-        )
-
-    def _heading(self, text: str) -> None:
-        self.console.print()
-        self.console.print(Text(make_visible(text), "bold"), soft_wrap=True)
 
     def _document(self, document: Document) -> None:
         # No more tokens are decoded than there are characters to be shown.
@@ -90,6 +67,32 @@ class TerminalView:
         if is_cut or (self.max_characters is not None and len(text) > self.max_characters):
             text = Text.assemble(text[: self.max_characters], " …")
         self.console.print(text, soft_wrap=True, end="" if text.plain.endswith("\n") else "\n")
+
+
+def show_step(report: StepReport, console: Console) -> None:
+    """A step: its sums, and the documents in each row of the rank."""
+    _show_sums(report, console)
+    for number, row in enumerate(report.rows, start=1):
+        _show_heading(console, _row_heading(number, row))
+        for document in row.documents:
+            print_line(console, f"  {document.origin}: {_sizes(document)}")
+
+
+def _show_sums(report: StepReport, console: Console) -> None:
+    step = report.step
+    print_line(
+        console,
+        f"step {step.number:,} of {report.num_steps:,}, epoch {step.epoch + 1}: "
+        f"{_counted(len(step.documents), 'document')}, {step.num_tokens:,} tokens, "
+        f"{step.num_targets:,} targets, total loss weight {step.total_loss_weight:,g}",
+    )
+    rows = _counted(len(report.rows), "row")
+    print_line(console, f"rank {report.rank} of {report.world_size}: {rows}, {report.fill:.1%} full")
+
+
+def _show_heading(console: Console, text: str) -> None:
+    console.print()
+    console.print(Text(make_visible(text), "bold"), soft_wrap=True)
 
 
 def _row_heading(number: int, row: RowReport) -> str:
