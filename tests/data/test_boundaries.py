@@ -193,6 +193,15 @@ def test_what_cannot_be_told_apart_is_refused():
     ]
 
 
+def test_a_template_that_writes_nothing_for_a_question_is_refused():
+    silent = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{{ eos_token }}{% endif %}"
+        "{% endfor %}"
+    )
+    with pytest.raises(DataError, match="an end token closes turns, not documents"):
+        openings_of(template_of(silent), "train.bin")
+
+
 def test_a_conversation_that_goes_on_at_the_end_is_not_doubted():
     template = chatml_template()
     documents = [chatml(template, *TWICE), chatml(template, *ASKED)]

@@ -8,7 +8,8 @@ that is, the template tells:
                                 behind a newline ("<|im_end|>\\n<|im_start|>") the conversation goes on
     <|system|>\\n, <|user|>\\n    plain words behind an end token: the system header opens a document
 
-A question opens one everywhere where data.single_turn declares that each document has only one.
+Where data.single_turn declares that each document has one question, every question opens one, unless it
+stands behind a system text.
 
 Whatever else a template begins with is refused.
 """
@@ -180,7 +181,7 @@ def openings_of(template: Template, place: str) -> Openings:
     tokenizer = template.tokenizer
     ends = {*template.stop_token_ids, tokenizer.eos_token_id} - {None}
     end_tokens = np.array(sorted(token for token in ends if token is not None), np.int64)
-    prompt = encode_prompt(template, [Message("user", "question")])
+    prompt = encode_prompt(template, [Message("user", "question")]) or [-1]
     start = tokenizer.control_tokens.get("<|im_start|>")
     control = {token_id: text for text, token_id in tokenizer.control_tokens.items()}
     if prompt[0] == tokenizer.bos_token_id:
@@ -190,8 +191,9 @@ def openings_of(template: Template, place: str) -> Openings:
         headers = (*_worded(words, tokenizer, (prompt[0],)), (_OTHER, (prompt[0],), ""))
         return Openings(tokenizer, "tight", headers, end_tokens)
     if control.get(prompt[0]) in ("<SOT>", "<SOU>"):
-        known = {kind: tokenizer.control_tokens[text] for text, kind in _SIX_TOKENS.items()}
-        return Openings(tokenizer, "tight", tuple((k, (i,), "") for k, i in known.items()), end_tokens)
+        known = [text for text in _SIX_TOKENS if text in tokenizer.control_tokens]
+        headers = tuple((_SIX_TOKENS[text], (tokenizer.control_tokens[text],), "") for text in known)
+        return Openings(tokenizer, "tight", headers, end_tokens)
     words = {_SYSTEM: "<|system|>\n", _QUESTION: "<|user|>\n", _OTHER: "<|assistant|>\n"}
     headers = _worded(words, tokenizer, ())
     if any(tuple(prompt[: len(prefix)]) == prefix for _, prefix, _ in headers):
