@@ -172,10 +172,12 @@ def inspect(
     step: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="The documents and rows of this update.")
     ] = None,
-    rank: Annotated[int | None, typer.Option(min=0, help="Of the step, the rows of this rank.")] = None,
-    world: Annotated[int | None, typer.Option(min=1, help="Number of ranks.")] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=0, metavar="R", help="Of the step, the rows of this rank, from 0.")
+    ] = None,
+    world: Annotated[int | None, typer.Option(min=1, metavar="W", help="Number of ranks.")] = None,
     row: Annotated[
-        int | None, typer.Option(min=1, help="Of the step, the tokens of this row, from 1.")
+        int | None, typer.Option(min=1, metavar="N", help="Of the step, the tokens of this row, from 1.")
     ] = None,
     ids: Annotated[bool, typer.Option("--ids", help="One line per token, with its id.")] = False,
     html: Annotated[

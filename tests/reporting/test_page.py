@@ -16,6 +16,7 @@ from tests.inspected import (
     write_settings,
 )
 
+from finetooth.data.tokenizer import load_tokenizer
 from finetooth.reporting import page as module
 
 
@@ -133,3 +134,9 @@ def test_a_page_of_long_documents_stays_small_and_says_what_is_missing(folder: P
     text = Path("page.html").read_text(encoding="utf-8")
     assert 100_000 < len(text.encode()) <= 2_000_000
     assert " tokens are not shown …" in text
+
+
+def test_a_count_that_only_one_split_has_is_blank_in_the_other():
+    splits = {"train": {"records": "2", "tool messages": "7"}, "dev": {"records": "1"}}
+    page = module.html_page(module.Facts("a", (), splits), [], load_tokenizer("tokenizer"))
+    assert '<th scope="row">tool messages</th><td>7</td><td></td>' in page

@@ -33,7 +33,7 @@ class Facts:
 
     headline:   what the page is about, for instance the training files
     properties: name and value of the template, the tokenizer, …
-    splits:     by split, name and value of each count
+    splits:     by split, name and value of each count that it has
     remarks:    sentences about what was not kept, not read or changed
     lengths:    int64 [S], tokens of each training document
     """
@@ -60,7 +60,9 @@ def _render(facts: Facts, samples: Sequence[Sample], tokenizer: Tokenizer, token
     num_documents = sum(len(sample.record.documents) for sample in samples)
     limit = max(2, tokens_shown // max(1, num_documents))
     sections = [_section(sample, tokenizer, limit) for sample in samples]
-    return _template().render(facts=facts, bars=_bars(facts.lengths), sections=sections)
+    names = list(dict.fromkeys(name for counts in facts.splits.values() for name in counts))
+    bars = _bars(facts.lengths)
+    return _template().render(facts=facts, count_names=names, bars=bars, sections=sections)
 
 
 def _section(sample: Sample, tokenizer: Tokenizer, limit: int) -> dict[str, Any]:
