@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import jinja2
+import numpy as np
 import pytest
 from tests.inspected import (
     RECORDS,
@@ -138,5 +139,6 @@ def test_a_page_of_long_documents_stays_small_and_says_what_is_missing(folder: P
 
 def test_a_count_that_only_one_split_has_is_blank_in_the_other():
     splits = {"train": {"records": "2", "tool messages": "7"}, "dev": {"records": "1"}}
-    page = module.html_page(module.Facts("a", (), splits), [], load_tokenizer("tokenizer"))
+    facts = module.Facts("a", (), splits, lengths=np.array([3, 4]))
+    page = module.html_page(facts, [], load_tokenizer("tokenizer"))
     assert '<th scope="row">tool messages</th><td>7</td><td></td>' in page
