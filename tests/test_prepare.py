@@ -43,17 +43,24 @@ def test_the_summary_in_full():
 
     def row(name: str, left: object, right: object) -> str:
         widths = [max(5, len(f"{split['tokens']:,}")) for split in (train, dev)]
-        return f"{name:<16}  {left:>{widths[0]}}  {right:>{widths[1]}}\n"
+        return f"{name:<19}  {left:>{widths[0]}}  {right:>{widths[1]}}\n"
 
     counts = ("records", "kept", "dropped", "refused", "documents", "tokens", "targets")
     shares = [f"{split['targets'] / split['tokens']:.1%}" for split in (train, dev)]
+    lengths = [split["statistics"]["lengths"] for split in (train, dev)]
     assert output == (
         "train.jsonl: prepared, template chatml\n"
         f"ledger and stores: {result['folder']}\n\n"
         + row("", "train", "dev")
         + "".join(row(name, f"{train[name]:,}", f"{dev[name]:,}") for name in counts)
         + row("targets, share", *shares)
+        + row("mean length", *(f"{each['mean']:.1f}" for each in lengths))
+        + row("median length", *(f"{each['median']:.1f}" for each in lengths))
+        + row("95 % no longer than", *(each["p95"] for each in lengths))
         + row("longest document", train["longest"], dev["longest"])
+        + row("answers per record", 1, 1)
+        + row("assistant messages", train["kept"], dev["kept"])
+        + row("user messages", train["kept"], dev["kept"])
         + "2 × longer than data.max_length (80 tokens)\n"
         "1 × 'prompt' is a number instead of a text\n"
         "not read: 'id', in 30 records\n\n"
@@ -91,7 +98,7 @@ def test_what_was_not_read_trimmed_or_listed_is_told():
     assert result["has_more_records"] is True
     assert result["num_trimmed"] == 6
     assert result["splits"]["train"]["refused"] == 6
-    remarks = output.split("longest document")[1].split("\n")[1:9]
+    remarks = output.split("user messages")[1].split("\n")[1:9]
     assert remarks[5:8] == [
         "1 other reasons stand in the ledger",
         "records beyond data.max_records (9) were not read",
@@ -111,3 +118,22 @@ def test_a_long_sample_is_cut_and_says_so():
     _, output = run({"dev": None, "max_length": 9999})
     assert output.rstrip().endswith("…")
     assert len(output) < 4000
+
+
+def test_several_sources_have_a_table_of_their_own():
+    more = [json.dumps({"prompt": f"What is {n}?", "response": "more"}) for n in range(100, 105)]
+    Path("a_folder_with_a_rather_long_name").mkdir()
+    name = "a_folder_with_a_rather_long_name/and_a_file_in_it.jsonl"
+    Path(name).write_text("\n".join(more))
+    sources = [{"path": "train.jsonl", "max_records": 30}, {"path": name, "repeat": 3}]
+    result, output = run({"dev": None, "train": sources})
+    assert result["documents_per_epoch"] == 30 + 3 * 5
+    assert "45 documents per epoch, with those that are repeated\n" in output
+    assert "records beyond the max_records of a source were not read\n" in output
+    lines = output.splitlines()
+    (begin,) = (number for number, line in enumerate(lines) if line.startswith("source"))
+    assert lines[begin].split() == ["source", "split", "records", "tokens", "targets", "median", "longest"]
+    first, second = result["splits"]["train"]["statistics"]["sources"]
+    assert lines[begin + 1].split()[:3] == ["train.jsonl", "train", str(first["records"])]
+    assert lines[begin + 2].split()[1:3] == ["train", str(second["records"])]
+    assert all(len(line) <= 80 for line in lines[begin : begin + 4])
