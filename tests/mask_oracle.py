@@ -155,7 +155,7 @@ class Oracle:
         text = self._shown(messages[: index + 1], shown)
         assert text.startswith(prompt)
         marked = self._shown([*messages[:index], _with_last_text(messages[index], MARKER)], shown)
-        tail = marked.rsplit(MARKER, 1)[1]
+        tail = marked.rsplit(MARKER, 1)[1].removeprefix('"')  # what closes the JSON of arguments is the same
         assert text.endswith(tail)
         before_targets = prompt
         if reasoning is not None:
@@ -201,16 +201,11 @@ def wrong_targets(token_ids: Sequence[int], loss_weights: Sequence[float], expec
 
 
 def _with_last_text(message: dict[str, Any], text: str) -> dict[str, Any]:
-    """The message with other text in its last place: the last argument of its last call, or its content."""
+    """The message with other text in its last place: the arguments of its last call, or its content."""
     changed = copy.deepcopy(message)
     if not changed.get("tool_calls"):
         return changed | {"content": text}
-    arguments = changed["tool_calls"][-1]["function"]["arguments"]
-    last = list(arguments)[-1]
-    assert isinstance(arguments[last], str), (
-        "a shape whose last argument is no text has no place for a marker"
-    )
-    arguments[last] = text
+    changed["tool_calls"][-1]["function"]["arguments"] = {"marked": text}
     return changed
 
 

@@ -80,6 +80,14 @@ def test_every_option_reaches_the_documents():
     assert len(encode_chat(tiny_tokenizer(TEMPLATES["rewriting"]), two)) == 2
 
 
+def test_text_becomes_the_control_tokens_that_are_allowed():
+    talk = [TALK[0], {"role": "assistant", "content": "so <think>"}]
+    think = tiny_tokenizer().control_tokens["<think>"]
+    for allowed, count in (([], 0), (["<think>"], 1)):
+        [document] = encode_chat(tiny_tokenizer(), talk, allow_tokens=allowed)
+        assert document.token_ids.tolist().count(think) == count
+
+
 def test_reasoning_of_a_text_stands_in_prompt_and_target_alike():
     """chatml has no place for reasoning, so what was split off a text goes back into it."""
     thought = {"role": "assistant", "content": "<think>\nAdd.\n</think>\n\n27"}

@@ -1,8 +1,9 @@
 """Every tokenizer with every template and every shape of conversation: no target differs from the oracle."""
 
 import functools
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from tests.chat import TEMPLATES, plain_messages, tiny_definition, tiny_unigram
 from tests.mask_oracle import Expected, Oracle, wrong_targets
 
+from finetooth.data.formats.reading import settle_format, to_conversation
 from finetooth.data.masking import render_with_report
-from finetooth.data.records import Conversation, Document, Message, Origin
+from finetooth.data.records import Conversation, Document, Message, Origin, Record
 from finetooth.data.refusals import Refusal
+from finetooth.data.sources import read_records
 from finetooth.data.templates import Template, resolve_template
 from finetooth.data.tokenizer import Tokenizer, load_tokenizer
 from finetooth.data.tokenizer_files import TokenizerFiles
@@ -345,6 +348,48 @@ def test_no_target_is_wrong_with_tokenizers_of_the_world(
     template = template_of(dialect, text, tokenizer, tmp_path)
     stop = {**SHARED_TEMPLATES, **BUILT_IN}[dialect]
     assert check(oracle, template, stop) == expected_refusals(dialect)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "dialect"), [("qwen3", "qwen3"), ("olmo_neox", "llama3"), ("mistral_v3", "qwen2_5")]
+)
+def test_no_target_of_real_records_is_wrong(shared: Path, name: str, dialect: str, tmp_path: Path):
+    tokenizer, oracle = family(shared / "tokenizers" / name)
+    text = (shared / f"templates/{dialect}.jinja").read_text(encoding="utf-8")
+    template = template_of(dialect, text, tokenizer, tmp_path)
+    num_checked = num_seams = 0
+    for talk in real_conversations(shared):
+        for variant, options in VARIANTS.items():
+            [result], report = render_with_report([talk], template, options=options)
+            if isinstance(result, Refusal):
+                assert "the template leaves out" in result.reason
+                assert dialect != "qwen3", "this template writes all that these records hold"
+                continue
+            expected = expected_of(oracle, template, talk, SHARED_TEMPLATES[dialect], variant)
+            assert num_wrong(result, expected) == 0, talk.origin
+            num_checked += 1
+            num_seams += report.num_seams
+    assert num_checked > 300
+    assert (num_seams > 0) == (name == "olmo_neox"), "its tokens cross the end of llama3's generation prompt"
+
+
+REAL_FILES = (
+    *("toolcall_sharegpt_300.json", "reason_tool_use_50.jsonl"),
+    *("alpaca_999.json", "sharegpt_dummy_500.json"),
+)
+
+
+def real_conversations(shared: Path) -> Iterator[Conversation]:
+    """Every tenth record of the files at hand."""
+    for name in REAL_FILES:
+        path = str(shared / "data" / name)
+        format = settle_format(read_records(path), path, format="auto", fields=None)
+        for record in itertools.islice(read_records(path), 0, None, 10):
+            assert isinstance(record, Record)
+            talk = to_conversation(record, format=format)
+            assert isinstance(talk, Conversation)
+            yield talk
 
 
 @pytest.mark.parametrize("damage", ["shift by one", "no end token", "a control token in text"])

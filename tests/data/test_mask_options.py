@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.chat import conversation, tiny_template, tiny_tokenizer
+from tests.chat import conversation, plain_messages, tiny_template, tiny_tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from finetooth.data.masking import render_with_report
 from finetooth.data.records import Conversation, Document, Message, Origin
@@ -192,6 +193,22 @@ def test_a_generation_block_is_honoured_but_for_the_end_token():
         assert report.num_other_blocks == num_other
 
 
+def test_targets_within_exact_blocks_are_those_that_transformers_finds():
+    template = blocks("{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n")
+    reference = PreTrainedTokenizerFast(tokenizer_object=template.tokenizer.backend)
+    talk = conversation("2+2?", " Four, häßlich", "Sure?", "Yes\n\n")
+    found = reference.apply_chat_template(
+        plain_messages(talk),
+        chat_template=template.jinja_text,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    [[document]], report = render_with_report([talk], template)
+    assert document.token_ids.tolist() == found["input_ids"]
+    assert document.loss_weights.tolist() == found["assistant_masks"]
+    assert report.num_other_blocks == 0
+
+
 def test_a_turn_without_a_generation_block_is_context():
     template = blocks(
         "{% if loop.last %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
@@ -206,6 +223,11 @@ def test_a_turn_without_a_generation_block_is_context():
         "no target: the template has no generation block around what could be trained; "
         "correct the template's {% generation %} blocks, or drop the record"
     )
+
+
+def test_a_generation_block_in_a_comment_is_none():
+    template = blocks("{# {% generation %} #}{{ m.content }}<|im_end|>\n")
+    assert weighed(template, USER, Message("assistant", "Four")) == [(1, "Four<|im_end|>")]
 
 
 def test_a_generation_block_with_text_of_another_message():

@@ -30,6 +30,7 @@ def encode_chat(
     template_args: Mapping[str, Any] | None = None,
     loss_on: LossOn = "assistant",
     train_reasoning: bool = True,
+    allow_tokens: Sequence[str] = (),
     add_generation_prompt: bool = False,
 ) -> list[Document]:
     """The documents of a conversation: token ids, and for each token the weight of its loss.
@@ -41,6 +42,7 @@ def encode_chat(
     template_args:         further variables for the template: {"enable_thinking": False}
     loss_on:               assistant (every assistant turn), last or all
     train_reasoning:       false leaves the reasoning of trained turns as context
+    allow_tokens:          control tokens that text of the messages may become: ["<think>", "</think>"]
     add_generation_prompt: gives the prompt alone, all context, as a model sees it before it answers
 
     More than one document comes back where a template rewrites history. Raises DataError for messages that
@@ -53,7 +55,9 @@ def encode_chat(
     >>> document.loss_weights                                              # doctest: +SKIP
     array([0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 1., 1., 0.], dtype=float32)
     """
-    resolved = resolve_template(template, _tokenizer(tokenizer), template_args=template_args)
+    resolved = resolve_template(
+        template, _tokenizer(tokenizer), template_args=template_args, allow_tokens=allow_tokens
+    )
     if resolved.added_tokens:
         fact = f"{resolved.name} writes {' '.join(resolved.added_tokens)}, which the tokenizer lacks"
         remedy = "add them to it and to the model (tokenizer.add_tokens), or use another template"

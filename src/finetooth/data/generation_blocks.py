@@ -17,12 +17,13 @@ from finetooth.data.templates import Template
 from finetooth.data.twin import Rendered
 
 _BLOCK = re.compile(r"\{%[-+]?\s*generation\b")
+_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 
 
 @functools.lru_cache(maxsize=16)
 def has_blocks(template: Template) -> bool:
     """Whether a template marks by itself what an assistant writes."""
-    return _BLOCK.search(template.jinja_text or "") is not None
+    return _BLOCK.search(_COMMENT.sub("", template.jinja_text)) is not None
 
 
 def check_blocks(text: Rendered, messages: Sequence[Message]) -> None:
