@@ -116,6 +116,8 @@ def test_records_of_several_sources_and_kinds_are_found(folder: Path):
         assert by_origin[origin]["reason"]
         assert by_origin[origin]["text"]
     assert inspected("--html", "page.html")["splits"]["dev"]["records"] == 2
+    words = command().stdout
+    assert all(words.count(f"\n{path}.jsonl ") == 1 for path in ("train", "pairs", "tokens", "plain"))
 
 
 @pytest.mark.parametrize("number", [1, 2])

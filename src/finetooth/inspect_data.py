@@ -19,7 +19,7 @@ from finetooth.reporting.page import Facts, html_page
 from finetooth.reporting.record_report import find_record, report_record, report_unprepared
 from finetooth.reporting.samples import Sample, choose_samples
 from finetooth.reporting.step_report import StepReport, report_step
-from finetooth.reporting.summary import summary_counts, summary_data, summary_remarks, summary_table
+from finetooth.reporting.summary import show_summary, summary_counts, summary_data, summary_remarks
 from finetooth.reporting.terminal_view import TerminalView, show_step
 
 _SAMPLE_CHARACTERS = 1500
@@ -153,8 +153,8 @@ def _show_summary(prepared: PreparedData, config: SFTConfig, stops: Sequence[str
     print_line(console, f"{describe_sources(config.data.train)}: template {prepared.template_name}")
     print_line(console, f"ledger and stores: {prepared.folder}")
     console.print()
-    console.print(summary_table(prepared))
-    for line in (*summary_remarks(prepared, config), *_stop_remarks(stops)):
+    show_summary(prepared, config, console)
+    for line in _stop_remarks(stops):
         print_line(console, line)
 
 

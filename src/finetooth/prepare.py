@@ -11,7 +11,7 @@ from finetooth.config.sources import describe_sources
 from finetooth.data.interop import Export, require_new, write_token_files
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.reporting.mask_view import pieces_view
-from finetooth.reporting.summary import sources_table, summary_data, summary_remarks, summary_table
+from finetooth.reporting.summary import show_summary, summary_data
 
 _SAMPLE_CHARACTERS = 3000
 
@@ -29,13 +29,7 @@ def prepare(config: SFTConfig, *, export: Export | None = None, console: Console
     print_line(console, f"{describe_sources(config.data.train)}: {how}, template {prepared.template_name}")
     print_line(console, f"ledger and stores: {prepared.folder}")
     console.print()
-    console.print(summary_table(prepared))
-    if (table := sources_table(prepared)) is not None:
-        console.print()
-        console.print(table)
-        console.print()
-    for line in summary_remarks(prepared, config):
-        print_line(console, line)
+    show_summary(prepared, config, console)
     _print_sample(prepared, console)
     written = {} if export is None else {"written": _export(prepared, config, export, console)}
     return summary_data(prepared) | written

@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
-from finetooth.base.terminal import plain_text
+from finetooth.base.terminal import plain_text, print_line
 from finetooth.config.schema import SFTConfig
 from finetooth.data.ledger import Counts
 from finetooth.data.masking import RenderReport
@@ -17,16 +18,15 @@ from finetooth.data.store import DocumentStore
 _REASONS_SHOWN = 5
 
 
-def summary_table(prepared: PreparedData) -> Table:
-    """The counts of each split, one below the other."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    splits = summary_counts(prepared)
-    for split in splits:
-        table.add_column(split, justify="right")
-    for name in dict.fromkeys(name for counts in splits.values() for name in counts):
-        table.add_row(name, *(counts.get(name, "") for counts in splits.values()))
-    return table
+def show_summary(prepared: PreparedData, config: SFTConfig, console: Console) -> None:
+    """Prints the counts of each split, the figures of each source, and sentences about the rest."""
+    console.print(_table(prepared))
+    if (table := _sources_table(prepared)) is not None:
+        console.print()
+        console.print(table)
+        console.print()
+    for line in summary_remarks(prepared, config):
+        print_line(console, line)
 
 
 def summary_counts(prepared: PreparedData) -> dict[str, dict[str, str]]:
@@ -35,24 +35,6 @@ def summary_counts(prepared: PreparedData) -> dict[str, dict[str, str]]:
         split: _counts(prepared.counts[split]) | _lengths(prepared.statistics[split])
         for split in _stores(prepared)
     }
-
-
-def sources_table(prepared: PreparedData) -> Table | None:
-    """The figures of each source, where there are several in a split."""
-    if all(len(statistics["sources"]) < 2 for statistics in prepared.statistics.values()):
-        return None
-    table = Table(box=None, pad_edge=False)
-    table.add_column("source", overflow="fold")
-    names = ("split", "records", "tokens", "targets", "median", "longest")
-    for name in names:
-        table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
-    for split, statistics in prepared.statistics.items():
-        for source in statistics["sources"]:
-            lengths = source["lengths"]
-            figures = [f"{source[name]:,}" for name in ("records", "tokens")]
-            figures += [f"{source['targets_share']:.1%}", f"{lengths['median']:,.0f}", f"{lengths['max']:,}"]
-            table.add_row(plain_text(source["path"]), split, *figures)
-    return table
 
 
 def summary_remarks(prepared: PreparedData, config: SFTConfig) -> list[str]:
@@ -113,6 +95,36 @@ def summary_data(prepared: PreparedData) -> dict[str, Any]:
             for split, store in _stores(prepared).items()
         },
     }
+
+
+def _table(prepared: PreparedData) -> Table:
+    """The counts of each split, one below the other."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    splits = summary_counts(prepared)
+    for split in splits:
+        table.add_column(split, justify="right")
+    for name in dict.fromkeys(name for counts in splits.values() for name in counts):
+        table.add_row(name, *(counts.get(name, "") for counts in splits.values()))
+    return table
+
+
+def _sources_table(prepared: PreparedData) -> Table | None:
+    """The figures of each source, where there are several in a split."""
+    if all(len(statistics["sources"]) < 2 for statistics in prepared.statistics.values()):
+        return None
+    table = Table(box=None, pad_edge=False)
+    table.add_column("source", overflow="fold")
+    names = ("split", "records", "tokens", "targets", "median", "longest")
+    for name in names:
+        table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
+    for split, statistics in prepared.statistics.items():
+        for source in statistics["sources"]:
+            lengths = source["lengths"]
+            figures = [f"{source[name]:,}" for name in ("records", "tokens")]
+            figures += [f"{source['targets_share']:.1%}", f"{lengths['median']:,.0f}", f"{lengths['max']:,}"]
+            table.add_row(plain_text(source["path"]), split, *figures)
+    return table
 
 
 def _stores(prepared: PreparedData) -> dict[str, DocumentStore]:
