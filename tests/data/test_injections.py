@@ -1,5 +1,6 @@
 """No text of a record becomes a control token, wherever it stands and however it is cut."""
 
+import functools
 import json
 import re
 import unicodedata
@@ -168,18 +169,22 @@ def test_allowed_tokens_come_from_messages_and_no_others_do():
     assert control_ids(text[0], template.tokenizer)[0] == template.tokenizer.control_tokens["<think>"]
 
 
+DIALECTS = ("gemma", "llama3", "phi3", "qwen2_5", "qwen3")
+
+
 def _control_strings(jinja_text: str) -> list[str]:
     return sorted(set(re.findall(r"</?\|?[a-z_]+\|?>", jinja_text)) - {"<tools>", "</tools>"})
 
 
-def _with_control_tokens(tokenizer: Tokenizer, strings: list[str], chat_template: str) -> Tokenizer:
-    definition = json.loads(tokenizer.definition)
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    for string in (string for string in strings if string not in tokenizer.control_tokens):
-        token_id = 1 + max(tokenizer.largest_id, definition["added_tokens"][-1]["id"])
-        definition["added_tokens"].append({"id": token_id, "content": string, "special": True, **flags})
-    special_tokens = {"bos_token": str(tokenizer.eos_token), **tokenizer.special_tokens}
-    return Tokenizer(TokenizerFiles(definition, special_tokens, chat_template))
+@functools.cache
+def _armed(shared: Path, family: str) -> Tokenizer:
+    """A tokenizer to which the strings of every template are control tokens."""
+    base = load_tokenizer(str(shared / "tokenizers" / family))
+    texts = [(shared / f"templates/{dialect}.jinja").read_text(encoding="utf-8") for dialect in DIALECTS]
+    strings = sorted({string for text in texts for string in _control_strings(text)})
+    grown = base.with_tokens([string for string in strings if string not in base.control_tokens])
+    special_tokens = {"bos_token": str(grown.eos_token), **grown.special_tokens}
+    return Tokenizer(TokenizerFiles(json.loads(grown.definition), special_tokens))
 
 
 def _injected(strings: list[str], roles: tuple[Role, ...]) -> list[Conversation]:
@@ -200,14 +205,13 @@ def _injected(strings: list[str], roles: tuple[Role, ...]) -> list[Conversation]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3", "mistral_v3", "olmo_neox"])
-@pytest.mark.parametrize("dialect", ["gemma", "llama3", "phi3", "qwen2_5", "qwen3"])
+@pytest.mark.parametrize("dialect", DIALECTS)
 def test_no_injection_reaches_a_control_token(shared: Path, family: str, dialect: str):
-    jinja_text = (shared / f"templates/{dialect}.jinja").read_text(encoding="utf-8")
-    strings = _control_strings(jinja_text)
-    base = load_tokenizer(str(shared / "tokenizers" / family))
-    tokenizer = _with_control_tokens(base, strings, jinja_text)
-    template = resolve_template("auto", tokenizer)
-    injected = [*strings, *[token for token in base.control_tokens if token not in strings][:3]]
+    file = shared / f"templates/{dialect}.jinja"
+    strings = _control_strings(file.read_text(encoding="utf-8"))
+    tokenizer = _armed(shared, family)
+    template = resolve_template(str(file), tokenizer)
+    injected = [*strings, *[token for token in tokenizer.control_tokens if token not in strings][:3]]
     shapes: list[tuple[Role, ...]] = [("user", "assistant"), ("user", "assistant", "user", "assistant")]
     if dialect.startswith("qwen"):
         shapes.append(("system", "user", "assistant", "tool", "assistant"))
