@@ -18,7 +18,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +26,10 @@ from finetooth.base.errors import FinetoothError, problem
 
 MANIFEST_NAME = "MANIFEST.json"
 
+FileEntry = tuple[int, str]  # a file's size and SHA-256, as the manifest has them
+
 _LEFTOVER_AGE_SECONDS = 60
+_PIECE_BYTES = 2**24  # what one call writes; some systems take less than 2 GiB at once
 _NOT_WRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOTDIR, errno.EEXIST),  # a file stands where a folder above it is needed
@@ -40,13 +43,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises FinetoothError where the disk is full or the place may not be written.
     """
     partial = _partial_name(path)
-    with _told_plainly(path):
+    with told_plainly(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            _write_new(partial, [content])
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -54,28 +54,76 @@ def write_atomically(path: Path, content: bytes) -> None:
         _sync_folder(path.parent)
 
 
+def write_proved(path: Path, pieces: Iterable[bytes | memoryview]) -> FileEntry:
+    """Writes a new file, and reads it back from the disk to prove that it holds what was written.
+
+    Returns its entry for the manifest. Raises FinetoothError where the disk is full, the place may not be
+    written, or what comes back differs.
+    """
+    with told_plainly(path):
+        entry = _write_new(path, pieces)
+        if _read_back(path) != entry:
+            fact, remedy = "reads back otherwise than it was written", "check the disk and the memory"
+            raise FinetoothError(problem(path, fact, remedy))
+        return entry
+
+
+def require_space(folder: Path, num_bytes: int) -> None:
+    """Raises FinetoothError where the disk of a folder has no room for so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        fact = f"{num_bytes:,} bytes are needed and {free:,} are free"
+        raise FinetoothError(problem(folder.parent, fact, "free space there or choose another place"))
+
+
+@contextlib.contextmanager
+def told_plainly(path: Path) -> Generator[None, None, None]:
+    """Tells in a sentence where the disk is full or the place of `path` may not be written."""
+    try:
+        yield
+    except OSError as error:
+        # An error that names a file elsewhere came from the caller's block and is not about this place.
+        named = Path(str(cast(object, error.filename) or path)).absolute()
+        if error.errno not in _NOT_WRITABLE or not named.is_relative_to(path.parent.absolute()):
+            raise
+        fact = f"cannot be written ({os.strerror(error.errno)})"
+        raise FinetoothError(problem(path, fact, "free space there or choose another place")) from error
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder so that nobody meets a part of it: its name vanishes first."""
+    doomed = _partial_name(path)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
 def create_folder(path: Path) -> None:
     """Creates a folder, and those above it, where there is none.
 
     Raises FinetoothError where the disk is full or the place may not be written.
     """
-    with _told_plainly(path):
+    with told_plainly(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, replace: bool = False) -> Generator[Path, None, None]:
+def new_folder(
+    path: Path, *, replace: bool = False, written: Mapping[str, FileEntry] | None = None
+) -> Generator[Path, None, None]:
     """Yields an empty folder to be filled; it appears as `path` when the block ends, complete, or never.
 
     With `replace`, a folder that stands at `path` gives way in the same instant (on file systems that cannot
     exchange two names, in two renames). Without it, FileExistsError: before the block, or after it when
     another process was faster. What killed processes left beside `path` is removed.
 
+    written: entries of files that are on the disk already (`write_proved`); the block may add to them. All
+             other files are flushed and read for their hashes at the end.
+
     >>> with new_folder(Path("runs/first/final")) as folder:          # doctest: +SKIP
     ...     (folder / "config.json").write_text("{}")
     """
     partial = _partial_name(path)
-    with _told_plainly(path):
+    with told_plainly(path):
         if path.exists() and not replace:
             raise FileExistsError(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,17 +132,18 @@ def new_folder(path: Path, *, replace: bool = False) -> Generator[Path, None, No
         try:
             with _locked(partial):
                 yield partial
-                _write_manifest(partial)
+                _write_manifest(partial, written or {})
                 _put_in_place(partial, path, replace=replace)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         _sync_folder(path.parent)
 
 
-def check_folder(path: Path, *, hashes: bool = True) -> list[str]:
+def check_folder(path: Path, *, hashes: bool = True, share: tuple[int, int] = (0, 1)) -> list[str]:
     """Compares a folder with its MANIFEST.json; returns what is wrong, one sentence per file, or nothing.
 
     Without `hashes` only names and sizes are compared, which takes no time for files of any size.
+    share: (k, n) where n processes divide the work: of every n-th file, from the k-th, the hash is compared.
     """
     try:
         manifest = json.loads((path / MANIFEST_NAME).read_bytes())
@@ -106,9 +155,10 @@ def check_folder(path: Path, *, hashes: bool = True) -> list[str]:
     present = _files_below(path)
     problems = [f"{name}: missing" for name in expected if name not in present]
     problems += [f"{name}: not in the manifest" for name in present if name not in expected]
-    for name in present:
+    for number, name in enumerate(present):
         if name in expected:
-            problems += _difference(path / name, name, *expected[name], hashes=hashes)
+            is_mine = number % share[1] == share[0]
+            problems += _difference(path / name, name, *expected[name], hashes=hashes and is_mine)
     return sorted(problems)
 
 
@@ -120,19 +170,6 @@ def sha256_of(path: Path) -> str:
 
 def _partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial-{secrets.token_hex(6)}")
-
-
-@contextlib.contextmanager
-def _told_plainly(path: Path) -> Generator[None, None, None]:
-    try:
-        yield
-    except OSError as error:
-        # An error that names a file elsewhere came from the caller's block and is not about this place.
-        named = Path(str(cast(object, error.filename) or path)).absolute()
-        if error.errno not in _NOT_WRITABLE or not named.is_relative_to(path.parent.absolute()):
-            raise
-        fact = f"cannot be written ({os.strerror(error.errno)})"
-        raise FinetoothError(problem(path, fact, "free space there or choose another place")) from error
 
 
 @contextlib.contextmanager
@@ -162,16 +199,47 @@ def _remove_leftovers(path: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _write_manifest(folder: Path) -> None:
+def _write_new(path: Path, pieces: Iterable[bytes | memoryview]) -> FileEntry:
+    """Writes a file that must not exist, down to the disk."""
+    digest, size = hashlib.sha256(), 0
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        for piece in pieces:
+            rest = memoryview(piece).cast("B") if len(piece) else memoryview(b"")
+            digest.update(rest)
+            size += len(rest)
+            while rest:
+                rest = rest[os.write(descriptor, rest[:_PIECE_BYTES]) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return size, digest.hexdigest()
+
+
+def _read_back(path: Path) -> FileEntry:
+    """A file's entry, read from the disk where the system can be made to forget its copy in memory."""
+    with path.open("rb") as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), digest
+
+
+def _write_manifest(folder: Path, written: Mapping[str, FileEntry]) -> None:
     files: dict[str, Any] = {}
     for name in _files_below(folder):
-        with (folder / name).open("rb") as file:
-            os.fsync(file.fileno())
-        files[name] = {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+        size, sha256 = written.get(name) or _flushed(folder / name)
+        files[name] = {"size": size, "sha256": sha256}
     for child in folder.rglob("*"):
         if child.is_dir():
             _sync_folder(child)
     write_atomically(folder / MANIFEST_NAME, json.dumps({"files": files}, indent=1).encode())
+
+
+def _flushed(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return path.stat().st_size, sha256_of(path)
 
 
 def _files_below(folder: Path) -> list[str]:
