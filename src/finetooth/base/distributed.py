@@ -7,7 +7,7 @@ environment (RANK, WORLD_SIZE, LOCAL_RANK). Without that, a run is one process a
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
@@ -25,24 +25,34 @@ class Ranks:
     rank:             0 … world_size − 1; rank 0 writes files and talks to people
     local_rank:       its place among the processes of this machine
     local_world_size: how many of them there are
+    group:            through what they talk; None is what `joined` has opened
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
+    group: dist.ProcessGroup | None = None
 
     @property
     def is_first(self) -> bool:
         """Whether this process writes the run's files."""
         return self.rank == 0
 
+    def apart(self) -> "Ranks":
+        """The same ranks with a connection of its own for another thread; all ranks must ask."""
+        if self.world_size == 1:
+            return self
+        group = dist.new_group(backend="gloo")
+        assert isinstance(group, dist.ProcessGroup), "every rank belongs to the group of all"
+        return replace(self, group=group)
+
     def sums(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over all ranks, in float64; the same bits on every rank."""
         if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return total.tolist()
 
     def highest(self, value: int) -> int:
@@ -50,7 +60,7 @@ class Ranks:
         if self.world_size == 1:
             return value
         highest = torch.tensor(value, dtype=torch.int64)
-        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=self.group)
         return int(highest)
 
     def texts(self, text: str) -> list[str]:
@@ -59,11 +69,11 @@ class Ranks:
             return [text]
         said = text.encode()
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
-        dist.all_gather(sizes, torch.tensor([len(said)]))
+        dist.all_gather(sizes, torch.tensor([len(said)]), group=self.group)
         longest = max(1, *(int(size) for size in sizes))
         mine = torch.frombuffer(bytearray(said.ljust(longest, b"\0")), dtype=torch.uint8)
         everybody = [torch.empty_like(mine) for _ in range(self.world_size)]
-        dist.all_gather(everybody, mine)
+        dist.all_gather(everybody, mine, group=self.group)
         return [
             bytes(said[: int(size)].tolist()).decode() for said, size in zip(everybody, sizes, strict=True)
         ]
