@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from finetooth.base.terminal import IN_PROSE, make_visible, print_text
+from finetooth.base.terminal import IN_PROSE, make_visible, plain_text, print_line, print_text
 
 
 @given(st.text())
@@ -51,3 +51,24 @@ def test_rich_alone_would_let_escapes_through():
     written = io.StringIO()
     Console(file=written, width=20).print("\x1b[31m", markup=False)
     assert "\x1b[31m" in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    "character", ["\u034f", "\u115f", "\u2800", "\u3164", "\ufe00", "\U000e0100", "\U000e01ef"]
+)
+def test_printable_characters_that_show_nothing_become_escapes(character: str):
+    assert character.isprintable()
+    assert make_visible(f"a{character}b") == f"a{character.encode('unicode_escape').decode()}b"
+
+
+def test_an_emoji_stays_whole_in_prose_and_shows_its_parts_elsewhere():
+    assert make_visible("❤\ufe0f👩\u200d💻", keep=IN_PROSE) == "❤\ufe0f👩\u200d💻"
+    assert make_visible("❤\ufe0f👩\u200d💻") == "❤\\ufe0f👩\\u200d💻"
+
+
+def test_a_line_stays_one_line_and_a_cell_has_no_markup():
+    written = io.StringIO()
+    console = Console(file=written, width=20)
+    print_line(console, "[red]a\nb\x1b[0m " + "word " * 9)
+    console.print(plain_text("[red]a\x1b"))
+    assert written.getvalue() == "[red]a\\nb\\x1b[0m " + "word " * 9 + "\n[red]a\\x1b\n"
