@@ -30,7 +30,7 @@ def outcome(line: int, prompt: str, ids: list[int], *, weight: float = 1) -> Out
 def judged(
     outcomes: list[Outcome], splits: list[Split], *, portion: int = 100, **settings: str
 ) -> list[tuple[str, str | None, str | None]]:
-    finder = DoubleFinder(DataConfig(train="t", **settings))  # pyright: ignore[reportArgumentType]
+    finder = DoubleFinder(DataConfig(train="t", dev="d", **settings))  # pyright: ignore[reportArgumentType]
     found: list[Outcome] = []
     for begin in range(0, len(outcomes), portion):
         found += finder.judge(outcomes[begin : begin + portion], splits[begin : begin + portion])
@@ -95,7 +95,7 @@ def test_what_also_stands_in_dev_is_a_leak(portion: int):
 
 
 def test_a_leak_is_an_error_at_first():
-    finder = DoubleFinder(DataConfig(train="t"))
+    finder = DoubleFinder(DataConfig(train="t", dev="d"))
     _, leak = finder.judge([outcome(1, "a", [5, 6]), outcome(2, "a", [5, 7])], ["dev", "train"])
     assert leak.is_error
     assert leak.problem() == (

@@ -55,6 +55,9 @@ class DoubleFinder:
 
     def __init__(self, data: DataConfig):
         self._data = data
+        # A prompt cannot stand on both sides where there is one side, or the split keeps it together.
+        keeps_together = isinstance(data.dev, float) and data.group_by == "prompt"
+        self._compares_prompts = data.dev is not None and data.on_leak != "keep" and not keeps_together
         self._documents: dict[Split, HashIndex] = {split: HashIndex() for split in SPLITS}
         self._prompts: dict[Split, HashIndex] = {split: HashIndex() for split in SPLITS}
         self._paths: dict[str, int] = {}
@@ -65,9 +68,11 @@ class DoubleFinder:
         places = [place for place, outcome in enumerate(outcomes) if outcome.state == "kept"]
         if not places or self._keeps_all():
             return judged
+        kept = [outcomes[place] for place in places]
+        prompts = [prompt_hash(_item(outcome)) for outcome in kept] if self._compares_prompts else []
         seen = _Seen(
-            _Lookup(self._documents, [documents_hash(outcomes[place].documents) for place in places]),
-            _Lookup(self._prompts, [prompt_hash(_item(outcomes[place])) for place in places]),
+            _Lookup(self._documents, [documents_hash(outcome.documents) for outcome in kept]),
+            _Lookup(self._prompts, prompts),
         )
         for position, place in enumerate(places):
             judged[place] = self._judge_one(outcomes[place], splits[place], seen, position)
@@ -82,7 +87,9 @@ class DoubleFinder:
         other: Split = "dev" if split == "train" else "train"
         if self._data.on_leak != "keep":
             same_documents = seen.documents.find(position, other)
-            same = same_documents if same_documents is not None else seen.prompts.find(position, other)
+            same = same_documents
+            if same is None and self._compares_prompts:
+                same = seen.prompts.find(position, other)
             if same is not None:
                 what = "the same documents" if same_documents is not None else "the same prompt"
                 reason = f"leak: {what} as a record of {other}"
@@ -92,7 +99,8 @@ class DoubleFinder:
             return self._dropped(outcome, "duplicate of an earlier record", same, "on_duplicate")
         number = self._number_of(outcome.entry.origin)
         seen.documents.note(position, split, number)
-        seen.prompts.note(position, split, number)
+        if self._compares_prompts:
+            seen.prompts.note(position, split, number)
         return outcome
 
     def _dropped(self, outcome: Outcome, reason: str, number: int, setting: str) -> Outcome:
