@@ -235,7 +235,7 @@ def test_a_checkpoint_that_fails_while_written_leaves_none(tmp_path: Path, monke
     def fail(*_: object) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr("finetooth.training.checkpoint.save_file", fail)
+    monkeypatch.setattr("finetooth.training.dealt_files.write_tensors", fail)
     with pytest.raises(RuntimeError, match="killed"):
         save(manager, 2)
     assert names(tmp_path) == ["step-000001"]

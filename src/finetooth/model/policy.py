@@ -102,13 +102,17 @@ class PolicyModel(nn.Module):
         with self.own_attention(), quiet_transformers():
             self.model.save_pretrained(folder, state_dict=state)
 
-    def save_settings(self, folder: Path) -> None:
-        """Writes config.json and generation_config.json alone."""
+    def settings_files(self) -> dict[str, bytes]:
+        """What config.json and generation_config.json hold, by file name."""
+        model = self.model
         with self.own_attention(), quiet_transformers():
-            self.model.config.architectures = [type(self.model).__name__]
-            self.model.config.save_pretrained(folder)
-            if self.model.generation_config is not None:
-                self.model.generation_config.save_pretrained(folder)
+            model.config.dtype = str(model.dtype).removeprefix("torch.")
+            model.config.architectures = [type(model).__name__]
+            files = {"config.json": model.config.to_json_string().encode()}
+            if model.generation_config is not None:
+                text = model.generation_config.to_json_string(keys_to_pop=["compile_config"])
+                files["generation_config.json"] = text.encode()
+        return files
 
     def frozen_copy(self) -> "PolicyModel":
         """An independent copy that is not trained: the reference that preference learning starts from."""

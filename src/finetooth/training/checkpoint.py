@@ -19,14 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch.distributed.tensor import DTensor, distribute_tensor
+from safetensors import safe_open
 
 from finetooth.base.distributed import ALONE, Ranks
 from finetooth.base.errors import FinetoothError, problem
-from finetooth.base.files import check_folder
+from finetooth.base.files import FileEntry, check_folder, remove_folder, told_plainly
 from finetooth.model.policy import PolicyModel
-from finetooth.training.dealt_files import common_folder, save_policy, save_tensors
+from finetooth.training.background import Background
+from finetooth.training.dealt_files import (
+    Contents,
+    common_folder,
+    gather_policy,
+    gather_tensors,
+    write_contents,
+)
+from finetooth.training.tensor_files import read_like
 
 _NAME = re.compile(r"step-(\d{6,})")
 
@@ -59,27 +66,50 @@ class Checkpoint:
 class CheckpointManager:
     """Saves checkpoints under `folder`, keeps the `keep` newest and the best, finds the newest intact one.
 
-    ranks: the processes of the run; each must call `save`.
+    ranks:      the processes of the run; each must call every method.
+    background: `save` returns when all is copied to host memory; what fails later is raised by `check`,
+                `wait` or the next `save`.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 3, ranks: Ranks = ALONE):
+    def __init__(self, folder: str | Path, *, keep: int = 3, ranks: Ranks = ALONE, background: bool = False):
         assert keep >= 1, "at least the newest checkpoint is kept"
         self.ranks = ranks
         self.folder = Path(folder)
         self.keep = keep
+        self._background = Background(ranks) if background else None
+        self._ranks_apart = ranks.apart() if background else ranks
 
     def save(self, state: TrainingState, *, policy: PolicyModel, optimizer: torch.optim.Optimizer) -> Path:
-        """Writes the checkpoint of step `state.next_step − 1`; then removes those no longer kept."""
+        """Writes the checkpoint of step `state.next_step − 1`; then removes those no longer kept.
+
+        Raises FinetoothError where the disk has no room or cannot be trusted, NonFiniteError where a value is
+        infinite or not a number; the checkpoints that were there then stay.
+        """
+        copy = self._background is not None
+        if self._background is not None:
+            self._background.wait()  # one copy in memory at a time
+        texts = {"state.json": json.dumps(asdict(state), indent=1).encode()} if self.ranks.is_first else {}
+        contents = (
+            gather_policy(policy, self.ranks, copy=copy)
+            | gather_tensors(_optimizer_tensors(policy, optimizer), "optimizer", self.ranks, copy=copy)
+            | Contents({}, texts, 0)
+        )
         path = self._path(state.next_step - 1)
-        with common_folder(path, self.ranks, replace=True) as folder:
-            save_policy(policy, folder, self.ranks)
-            save_tensors(_optimizer_tensors(policy, optimizer), folder, "optimizer", self.ranks)
-            if self.ranks.is_first:
-                (folder / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-        if self.ranks.is_first:
-            self._point_best(state.best_step)
-            self._remove_old(state.best_step)
+        if self._background is None:
+            self._write(path, contents, state.best_step)
+        else:
+            self._background.start(lambda: self._write(path, contents, state.best_step))
         return path
+
+    def check(self) -> None:
+        """Raises what a save in the background has raised by now."""
+        if self._background is not None:
+            self._background.check()
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk; raises what a save in the background has raised."""
+        if self._background is not None:
+            self._background.wait()
 
     def latest(self, *, notify: Callable[[str], object]) -> Checkpoint | None:
         """The newest checkpoint whose every file is as it was written; None where there is none.
@@ -90,7 +120,7 @@ class CheckpointManager:
         damaged: list[tuple[Path, str]] = []
         for number in reversed(self._numbers()):
             folder = self._path(number)
-            damages = check_folder(folder)
+            damages = self._damages(folder)
             if not damages:
                 fields = json.loads((folder / "state.json").read_text(encoding="utf-8"))
                 for place, fact in damaged:
@@ -102,10 +132,62 @@ class CheckpointManager:
             raise FinetoothError(problem(place, fact, remedy) for place, fact in damaged)
         return None
 
+    def _damages(self, folder: Path) -> list[str]:
+        """What is wrong with a checkpoint; each rank reads some of its files."""
+        mine = check_folder(folder, share=(self.ranks.rank, self.ranks.world_size))
+        return sorted({line for text in self.ranks.texts(json.dumps(mine)) for line in json.loads(text)})
+
+    def set_aside_after(self, step: int, *, best_step: int | None) -> list[Path]:
+        """Renames the checkpoints of later steps, which a run that goes on behind `step` will make again.
+
+        They are damaged, or of a course that was left; NAME.aside keeps them until somebody removes them.
+        Returns their new places on rank 0.
+        """
+        moved: list[Path] = []
+        with self.ranks.agreeing("looking through checkpoints"):
+            for number in self._numbers() if self.ranks.is_first else ():
+                if number > step:
+                    path = self._path(number)
+                    aside = path.with_name(f"{path.name}.aside")
+                    with told_plainly(aside):
+                        if aside.exists():
+                            remove_folder(aside)
+                        path.rename(aside)
+                    moved.append(aside)
+            if self.ranks.is_first and self.folder.is_dir():
+                self._remove_leftovers()
+                self._point_best(best_step)
+        return moved
+
+    def holds(self, step: int | None) -> bool:
+        """Whether there is a checkpoint of this step."""
+        return step is not None and self._path(step).is_dir()
+
+    def _write(self, path: Path, contents: Contents, best_step: int | None) -> None:
+        """Makes the checkpoint appear, then what depends on it: the older ones go when it is there."""
+        written: dict[str, FileEntry] = {}
+        if self.ranks.is_first:
+            self._remove_leftovers()
+        with common_folder(path, self._ranks_apart, written=written, replace=True) as folder:
+            written |= write_contents(contents, folder, self.ranks)
+        if self.ranks.is_first:
+            with told_plainly(path):
+                self._point_best(best_step)
+                self._remove_old(best_step)
+
+    def _remove_leftovers(self) -> None:
+        """Removes what a killed process was writing or removing; a run alone writes into its folder."""
+        for pattern in (".step-*.partial-*", ".best.new"):
+            for leftover in self.folder.glob(pattern):
+                if leftover.is_dir() and not leftover.is_symlink():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                else:
+                    leftover.unlink(missing_ok=True)
+
     def _remove_old(self, best_step: int | None) -> None:
         for number in self._numbers()[: -self.keep]:
             if number != best_step:
-                shutil.rmtree(self._path(number))
+                remove_folder(self._path(number))
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"
@@ -118,39 +200,33 @@ class CheckpointManager:
         )
 
     def _point_best(self, step: int | None) -> None:
-        if step is None or not self._path(step).exists():
-            return
+        """Points the link at the best checkpoint; one that points at nothing goes."""
         link, new_link = self.folder / "best", self.folder / ".best.new"
-        new_link.unlink(missing_ok=True)
-        new_link.symlink_to(self._path(step).name)
-        new_link.replace(link)
+        if self.holds(step):
+            assert step is not None
+            new_link.unlink(missing_ok=True)
+            new_link.symlink_to(self._path(step).name)
+            new_link.replace(link)
+        elif not link.exists():
+            link.unlink(missing_ok=True)
 
 
 def restore_optimizer(
     checkpoint: Checkpoint, *, policy: PolicyModel, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Gives the optimiser the state it had when the checkpoint was saved, bit for bit."""
-    tensors: dict[str, torch.Tensor] = {}
+    """Gives the optimiser the state it had when the checkpoint was saved, bit for bit.
+
+    Where the ranks share the parameters, each reads only its part.
+    """
+    parameters = dict(policy.model.named_parameters())
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for file in sorted(checkpoint.folder.glob("optimizer*.safetensors")):
-        tensors |= load_file(file)
-    names = {parameter: name for name, parameter in policy.model.named_parameters()}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            suffix = "." + names[parameter]
-            state = {
-                key.removesuffix(suffix): tensor for key, tensor in tensors.items() if key.endswith(suffix)
-            }
-            state = {key: tensor for key, tensor in state.items() if "." not in key}
-            if state:  # a parameter that never had a gradient has none
-                optimizer.state[parameter] = {key: _placed(state[key], parameter) for key in state}
-
-
-def _placed(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A tensor of the optimiser's state on the parameter's device; this rank's part where ranks share it."""
-    tensor = tensor.to(parameter.device)
-    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
-        return tensor
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - no dictionary
+                key, _, parameter_name = name.partition(".")
+                parameter = parameters[parameter_name]
+                if id(parameter) in trained:
+                    optimizer.state[parameter][key] = read_like(opened.get_slice(name), parameter)
 
 
 def _optimizer_tensors(policy: PolicyModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

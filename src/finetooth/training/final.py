@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetooth.base.distributed import ALONE, Ranks
+from finetooth.base.files import FileEntry
 from finetooth.config.schema import SFTConfig
 from finetooth.data.template_text import TELLS_TIME
 from finetooth.data.templates import Template
@@ -23,8 +24,11 @@ def save_final(
     path: Path, *, policy: PolicyModel, template: Template, config: SFTConfig, ranks: Ranks = ALONE
 ) -> None:
     """Writes parameters, tokenizer, chat template and the tokens that end an answer; all ranks call it."""
-    with common_folder(path, ranks, replace=True) as folder:
-        save_policy(policy, folder, ranks)
+    written: dict[str, FileEntry] = {}
+    with common_folder(path, ranks, written=written, replace=True) as folder:
+        parameters = save_policy(policy, folder, ranks)
+        parameters.pop("generation_config.json", None)  # is edited here
+        written |= parameters
         if ranks.is_first:
             _name_stop_tokens(folder / "generation_config.json", template)
             _save_tokenizer(folder, template)
