@@ -112,7 +112,7 @@ def count_ledger(path: Path) -> dict[str, Counts]:
     counts: dict[str, Counts] = {}
     with path.open("rb") as file:
         for text in file:
-            line = json.loads(text)
+            line: dict[str, Any] = msgspec.json.decode(text)
             split = counts.setdefault(line["split"], Counts())
             split.records += 1
             if line["state"] == "kept":

@@ -18,6 +18,7 @@ from finetooth.data.records import Conversation, GivenTokens, PlainText, Record
 from finetooth.data.sources import BadLine
 from finetooth.data.templates import Template
 
+_FIRST_RECORDS = 50
 _PORTION_RECORDS = 500
 _PORTION_CHARACTERS = 2_000_000
 _AT_ONCE = 2
@@ -36,7 +37,8 @@ def render_records(
 ) -> Iterator[Rendered]:
     """Gives every entry its fate, in order, some hundred at a time, beside what rendering changed."""
     portions = _portions(entries, format, fields, data)
-    # The first portion goes alone: it makes the tokenizer's encoder, which two threads would make twice.
+    # The first portion, a small one, goes alone: it makes the tokenizer's encoder, which two threads would
+    # make twice.
     for portion in itertools.islice(portions, 1):
         yield _rendered(portion, template, data)
     in_work: deque[Future[Rendered]] = deque()
@@ -57,7 +59,7 @@ def _portions(
 ) -> Iterator[Portion]:
     """Entries beside what was read in them and what was not, in portions bounded by number and by text."""
     portion: Portion = []
-    num_characters = 0
+    num_characters, most = 0, min(_FIRST_RECORDS, _PORTION_RECORDS)
     for entry in entries:
         read: Item | BadRecord | BadLine
         unread: Sequence[str] = ()
@@ -67,9 +69,9 @@ def _portions(
             read = entry
         portion.append((entry, read, unread))
         num_characters += _size_of(read)
-        if len(portion) == _PORTION_RECORDS or num_characters > _PORTION_CHARACTERS:
+        if len(portion) == most or num_characters > _PORTION_CHARACTERS:
             yield portion
-            portion, num_characters = [], 0
+            portion, num_characters, most = [], 0, _PORTION_RECORDS
     if portion:
         yield portion
 
