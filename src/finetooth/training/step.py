@@ -44,8 +44,11 @@ def train_step(
     batches: this rank's, as many as on every other rank. total_loss_weight: of the whole step, over all
     batches of all ranks. place: names the step in messages.
     In fp16, a gradient that overflows is computed again from the same batches with a lower loss
-    scale. Raises NonFiniteError, before the update, when the loss or the gradient is not finite.
+    scale. A step without targets updates nothing.
+    Raises NonFiniteError, before the update, when the loss or the gradient is not finite.
     """
+    if total_loss_weight == 0:
+        return StepResult(loss=0.0, grad_norm=0.0)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     while True:
         loss = _accumulate(shared, batches, total_loss_weight, optimizer, scaler, devices)
