@@ -9,12 +9,11 @@ checkpoints/       step-000200/ …, best → the one with the lowest dev loss
 samples/           generations at each evaluation
 final/             the policy, as transformers loads it
 summary.json       how it ended
+.lock              host and process of the run that is writing; gone when it has ended
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import platform
 import shutil
 import sys
@@ -27,9 +26,10 @@ from typing import Any, Literal
 from finetooth import __version__
 from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError, problem
-from finetooth.base.files import create_folder, write_atomically
+from finetooth.base.files import check_folder, create_folder, write_atomically
 from finetooth.config.describe import describe_config
 from finetooth.config.schema import SFTConfig
+from finetooth.training.run_lock import LOCK_NAME, locked
 
 Resume = Literal["never", "must", "auto"]
 PLACE = "output_dir"
@@ -50,29 +50,18 @@ def claimed_run_directory(path: Path, *, resume: Resume) -> Iterator[None]:
         raise ConfigError(problem(PLACE, f"{path} holds no run", NO_RESUME))
     is_new = not path.exists()
     create_folder(path)
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        _lock(descriptor, path)
-        _refuse_contents(path, resume)
-        yield
+        with locked(path, place=PLACE):
+            _refuse_contents(path, resume)
+            yield
     finally:
-        os.close(descriptor)
         if is_new and not any(path.iterdir()):
             path.rmdir()
 
 
-def _lock(descriptor: int, path: Path) -> None:
-    """Locks the folder until its descriptor is closed, or the process ends, however it ends."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fact = f"another run is writing into {path}"
-        raise ConfigError(problem(PLACE, fact, "wait for it, or stop it")) from None
-
-
 def _refuse_contents(path: Path, resume: Resume) -> None:
     is_run = (path / "config.yaml").is_file()
-    if any(path.iterdir()) and not is_run:
+    if not is_run and any(entry.name != LOCK_NAME for entry in path.iterdir()):
         fact = f"{path} holds files that are not a run's"
         raise ConfigError(problem(PLACE, fact, "name an empty or new folder"))
     if resume == "must" and not is_run:
@@ -109,6 +98,13 @@ def told_time(path: Path) -> datetime | None:
     """The time that a run's template tells; None where it tells none, or there is no run yet."""
     told = template_notes(path).get("now")
     return None if told is None else datetime.fromisoformat(told)
+
+
+def finished_summary(path: Path) -> dict[str, Any] | None:
+    """summary.json of a run that ended and whose policy is intact; None of any other."""
+    file = path / "summary.json"
+    summary = json.loads(file.read_bytes()) if file.is_file() else {}
+    return summary if summary.get("state") == "finished" and not check_folder(path / "final") else None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
