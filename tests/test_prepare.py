@@ -1,6 +1,8 @@
 """`prepare` prints what became of the records, in 80 columns, and returns the same as JSON."""
 
 import json
+import subprocess
+import sys
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -137,3 +139,22 @@ def test_several_sources_have_a_table_of_their_own():
     assert lines[begin + 1].split()[:3] == ["train.jsonl", "train", str(first["records"])]
     assert lines[begin + 2].split()[1:3] == ["train", str(second["records"])]
     assert all(len(line) <= 80 for line in lines[begin : begin + 4])
+
+
+def test_a_second_call_loads_neither_the_tokenizer_nor_the_library_of_the_hub(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    _, before = run({"dev": None})
+    monkeypatch.setattr("finetooth.data.preparation.load_tokenizer", None)
+    _, output = run({"dev": None})
+    assert output.replace("already prepared", "prepared") == before
+    settings = {"train": "train.jsonl", "dev": None, "template": "chatml", "on_bad_record": "drop"}
+    Path("run.yaml").write_text(
+        json.dumps({"model": {"path": "tokenizer"}, "data": settings, "output_dir": "r"})
+    )
+    check = (
+        "import sys; from rich.console import Console; from finetooth import load_config; "
+        "from finetooth.prepare import prepare; prepare(load_config('run.yaml'), console=Console()); "
+        "assert not {'huggingface_hub', 'httpx', 'torch', 'transformers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True)

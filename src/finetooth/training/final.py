@@ -8,6 +8,7 @@ from typing import Any
 from finetooth.base.distributed import ALONE, Ranks
 from finetooth.base.files import FileEntry
 from finetooth.config.schema import SFTConfig
+from finetooth.config.sources import describe_sources
 from finetooth.data.template_text import TELLS_TIME
 from finetooth.data.templates import Template
 from finetooth.data.tokenizer_files import TOKEN_FLAGS
@@ -100,9 +101,10 @@ def _literal(value: Any) -> str:
 
 def _model_card(config: SFTConfig, template: Template) -> str:
     base = config.model.path or f"fresh parameters ({config.model.from_config})"
+    records = describe_sources(config.data.train)
     return f"""# Policy
 
-Fine-tuned by finetooth from {base} on {config.data.train}, with the {template.name} template.
+Fine-tuned by finetooth from {base} on {records}, with the {template.name} template.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
