@@ -1,6 +1,12 @@
 """A run directory is claimed by its own run only, and tells how the run was made."""
 
+import errno
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +15,7 @@ from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError
 from finetooth.config.load import load_config
 from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig
+from finetooth.training import run_lock
 from finetooth.training.run_directory import Resume, claimed_run_directory, describe_run, write_json
 
 STATES = ("absent", "empty", "run", "foreign", "file")
@@ -70,13 +77,55 @@ def test_a_run_with_a_checkpoint_can_be_resumed(tmp_path: Path):
 
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path: Path):
-    with claimed_run_directory(tmp_path / "out", resume="auto"):
-        with pytest.raises(ConfigError) as caught, claimed_run_directory(tmp_path / "out", resume="auto"):
+    out = tmp_path / "out"
+    with claimed_run_directory(out, resume="auto"):
+        held = json.loads((out / ".lock").read_text())
+        assert (held["host"], held["pid"]) == (socket.gethostname(), os.getpid())
+        with pytest.raises(ConfigError) as caught, claimed_run_directory(out, resume="auto"):
             pass
         assert str(caught.value) == (
-            f"output_dir: another run is writing into {tmp_path / 'out'}; wait for it, or stop it"
+            f"output_dir: process {os.getpid()} on {socket.gethostname()}, since {held['since']}, "
+            f"is writing into {out}; wait for it, or stop it"
         )
-    with claimed_run_directory(tmp_path / "out", resume="auto"):
+        assert (out / ".lock").exists(), "who is refused leaves the lock alone"
+        (out / "config.yaml").touch()
+    with claimed_run_directory(out, resume="auto"):
+        pass
+    assert [path.name for path in out.iterdir()] == ["config.yaml"]
+
+
+def test_the_lock_of_a_killed_run_is_taken_over(tmp_path: Path):
+    child = os.fork()
+    if child == 0:
+        with claimed_run_directory(tmp_path / "out", resume="auto"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert json.loads((tmp_path / "out" / ".lock").read_text())["pid"] == child
+    with claimed_run_directory(tmp_path / "out", resume="never"):
+        assert json.loads((tmp_path / "out" / ".lock").read_text())["pid"] == os.getpid()
+
+
+def no_locks(descriptor: int, operation: int) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+@pytest.mark.parametrize("host", [socket.gethostname(), "node7"])
+def test_where_there_are_no_locks_the_holder_named_in_the_file_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
+):
+    monkeypatch.setattr(run_lock.fcntl, "flock", no_locks)
+    holder = {"host": host, "pid": os.getpid(), "since": "2026-11-20T19:55:40+00:00"}
+    (tmp_path / ".lock").write_text(json.dumps(holder))
+    with pytest.raises(ConfigError) as caught, claimed_run_directory(tmp_path, resume="auto"):
+        pass
+    assert str(caught.value) == (
+        f"output_dir: process {os.getpid()} on {host}, since 2026-11-20T19:55:40+00:00, may be writing into "
+        f"{tmp_path}, whose file system knows no locks; if it has ended, remove {tmp_path / '.lock'}"
+    )
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=subprocess.PIPE)
+    holder |= {"host": socket.gethostname(), "pid": int(ended.stdout)}
+    (tmp_path / ".lock").write_text(json.dumps(holder))
+    with claimed_run_directory(tmp_path, resume="auto"):
         pass
 
 

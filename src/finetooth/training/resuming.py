@@ -118,12 +118,11 @@ def _base_model(model: ModelConfig) -> str | None:
 
 
 def _difference(change: Change, folder: Path) -> str:
+    if change.name == "base model":
+        return problem(change.name, f"another than that of {folder}", "undo the change")
     if change.name in _CONTENTS:
-        remedy = (
-            "undo the change" if change.name == "base model" else "undo the change of records or template"
-        )
-        fact = "another than that" if change.name in ("base model", "template") else "others than those"
-        return problem(change.name, f"{fact} of {folder}", remedy)
+        remedy = "undo the change of records or template"
+        return problem(change.name, f"others than those of {folder}", remedy)
     return problem(change.name, f"{change.now} here, {change.before} in {folder}", "undo the change")
 
 
