@@ -104,6 +104,14 @@ def test_a_leak_is_an_error_at_first():
     )
 
 
+def test_what_a_share_parted_is_dropped_without_an_error():
+    outcomes = [outcome(1, "a", [5, 6]), outcome(2, "other text", [5, 6])]
+    for group_by, is_error in (("prompt", False), ("topic", True)):
+        finder = DoubleFinder(DataConfig(train="t", dev=0.5, group_by=group_by))
+        _, leak = finder.judge(outcomes, ["dev", "train"])
+        assert (leak.state, str(leak.same_as), leak.is_error) == ("dropped", "t.jsonl:1", is_error)
+
+
 def test_the_prompt_is_all_before_the_last_answer():
     origin = Origin("t", 1)
 

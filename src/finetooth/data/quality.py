@@ -55,9 +55,10 @@ class DoubleFinder:
 
     def __init__(self, data: DataConfig):
         self._data = data
-        # A prompt cannot stand on both sides where there is one side, or the split keeps it together.
-        keeps_together = isinstance(data.dev, float) and data.group_by == "prompt"
-        self._compares_prompts = data.dev is not None and data.on_leak != "keep" and not keeps_together
+        # A prompt cannot stand on both sides where there is one side, or the split keeps it together. Other
+        # text that becomes the same tokens can; it was the split that parted it, so that is no error.
+        self._keeps_together = isinstance(data.dev, float) and data.group_by == "prompt"
+        self._compares_prompts = data.dev is not None and data.on_leak != "keep" and not self._keeps_together
         self._documents: dict[Split, HashIndex] = {split: HashIndex() for split in SPLITS}
         self._prompts: dict[Split, HashIndex] = {split: HashIndex() for split in SPLITS}
         self._paths: dict[str, int] = {}
@@ -93,19 +94,23 @@ class DoubleFinder:
             if same is not None:
                 what = "the same documents" if same_documents is not None else "the same prompt"
                 reason = f"leak: {what} as a record of {other}"
-                return self._dropped(outcome, reason, same, "on_leak")
+                is_error = self._data.on_leak == "error" and not self._keeps_together
+                return self._dropped(outcome, reason, same, "on_leak", is_error=is_error)
         same = seen.documents.find(position, split)
         if same is not None and self._data.on_duplicate != "keep":
-            return self._dropped(outcome, "duplicate of an earlier record", same, "on_duplicate")
+            is_error = self._data.on_duplicate == "error"
+            reason = "duplicate of an earlier record"
+            return self._dropped(outcome, reason, same, "on_duplicate", is_error=is_error)
         number = self._number_of(outcome.entry.origin)
         seen.documents.note(position, split, number)
         if self._compares_prompts:
             seen.prompts.note(position, split, number)
         return outcome
 
-    def _dropped(self, outcome: Outcome, reason: str, number: int, setting: str) -> Outcome:
+    def _dropped(
+        self, outcome: Outcome, reason: str, number: int, setting: str, *, is_error: bool
+    ) -> Outcome:
         remedy = f"remove one of them, or set data.{setting} to drop or keep"
-        is_error = getattr(self._data, setting) == "error"
         same_as = self._origin_of(number)
         return replace(
             outcome, state="dropped", reason=reason, same_as=same_as, remedy=remedy, is_error=is_error
