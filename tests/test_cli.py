@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 import finetooth
 from finetooth.base.errors import DataError, DeviceMemoryError, FinetoothError, NonFiniteError, Stopped
+from finetooth.base.stopping import StopRequest
 from finetooth.cli import app, spell_out_resume
 
 SOURCES = Path(finetooth.__file__).resolve().parents[1]
@@ -95,6 +96,7 @@ def test_train_gets_its_settings_and_options(replace_verb: Any):
     (config,) = verb.arguments
     assert config.training.learning_rate == 1e-4
     assert config.data.train == "train.jsonl"
+    assert isinstance(verb.keywords.pop("stop"), StopRequest)
     assert verb.keywords == {"resume": "never", "overfit": 8}
 
 

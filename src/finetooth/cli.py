@@ -25,6 +25,7 @@ from finetooth.base.errors import (
     ToldElsewhere,
     problem,
 )
+from finetooth.base.stopping import StopRequest
 from finetooth.base.terminal import make_visible
 
 if TYPE_CHECKING:
@@ -239,10 +240,11 @@ def train(
         raise typer.Exit(launch(_without_nproc(sys.argv[1:]), num_processes=nproc))
 
     def verb(console: "Console") -> dict[str, Any]:
-        config = _load(run_file, overrides)
-        from finetooth.train import train as run
+        with StopRequest().listening() as stop:  # from here on, as importing alone takes seconds
+            config = _load(run_file, overrides)
+            from finetooth.train import train as run
 
-        return run(config, resume=resume.value, overfit=overfit, console=console)
+            return run(config, resume=resume.value, overfit=overfit, console=console, stop=stop)
 
     _run(verb, as_json=as_json)
 
@@ -396,12 +398,14 @@ def _rank() -> int:
 
 
 def _fail(error: FinetoothError, *, as_json: bool) -> None:
-    if isinstance(error, ToldElsewhere):
-        raise typer.Exit(error.exit_code)
-    place = f"rank {_rank()}, " if _rank() else ""
-    text = str(FinetoothError([place + make_visible(line) for line in error.problems]))
-    is_coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    print(f"\x1b[31m{text}\x1b[0m" if is_coloured else text, file=sys.stderr)
+    if isinstance(error, Stopped) and _rank():
+        raise typer.Exit(error.exit_code)  # rank 0 tells
+    if not isinstance(error, ToldElsewhere):
+        place = f"rank {_rank()}, " if _rank() else ""
+        lines = [make_visible(line) for line in error.problems]
+        text = str(FinetoothError([line if line.startswith("rank ") else place + line for line in lines]))
+        is_coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        print(f"\x1b[31m{text}\x1b[0m" if is_coloured else text, file=sys.stderr)
     if as_json and _rank() == 0:
         print(json.dumps({"error": error.problems, "exit_code": error.exit_code}))
     raise typer.Exit(error.exit_code)

@@ -1,16 +1,19 @@
 """The verb `train`: records and a base model in, a policy in `final/` out."""
 
 import contextlib
+import os
+import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from rich.console import Console
 
 from finetooth.base.devices import DeviceManager
-from finetooth.base.distributed import Ranks, joined, ranks_of_environment
-from finetooth.base.errors import FinetoothError, Stopped, ToldElsewhere, problem
+from finetooth.base.distributed import Notices, Ranks, joined, ranks_of_environment
+from finetooth.base.errors import FinetoothError, Stopped, problem
+from finetooth.base.stopping import StopRequest
 from finetooth.base.terminal import print_line
 from finetooth.config.schema import ModelConfig, SFTConfig
 from finetooth.data.preparation import PreparedData, prepare_data
@@ -43,12 +46,14 @@ def train(
     resume: Resume = "never",
     overfit: int | None = None,
     console: Console | None = None,
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Trains a policy as the config says; returns what `summary.json` holds.
 
     resume:  never, must (a run with a checkpoint has to be there) or auto (continue it or start).
     overfit: a sanity run on so many documents: 100 steps (or max_steps) of all of them at the full
              learning rate, without dev records. The loss must collapse; whether it did is said.
+    stop:    listens to signals already; default: they are listened to here.
     Raises Stopped after a signal, once everything is saved.
     """
     ranks = ranks_of_environment()
@@ -58,25 +63,32 @@ def train(
     training, output = config.training, Path(config.output_dir)
     devices = DeviceManager(training.device, training.precision, local_rank=ranks.local_rank)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(joined(ranks, devices.device, timeout_seconds=config.parallel.timeout))
+        stop = stop or stack.enter_context(StopRequest().listening())
+        notices = stack.enter_context(joined(ranks, devices.device, timeout_seconds=config.parallel.timeout))
         with ranks.agreeing("opening output_dir"):
             if ranks.is_first:
                 stack.enter_context(claimed_run_directory(output, resume=resume))
-        summary = _train(config, resume, overfit, devices, ranks, console)
+        run = _Run(config, ranks, notices, stop, console)
+        summary = _train(run, resume, overfit, devices)
     if overfit is not None:
         _judge_overfit(console, summary)
     return summary
 
 
-def _train(
-    config: SFTConfig,
-    resume: Resume,
-    overfit: int | None,
-    devices: DeviceManager,
-    ranks: Ranks,
-    console: Console,
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What every part of the verb needs."""
+
+    config: SFTConfig
+    ranks: Ranks
+    notices: Notices
+    stop: StopRequest
+    console: Console
+
+
+def _train(run: _Run, resume: Resume, overfit: int | None, devices: DeviceManager) -> dict[str, Any]:
     started = time.perf_counter()
+    config, ranks, console = run.config, run.ranks, run.console
     output = Path(config.output_dir)
     with ranks.agreeing("preparing data"):
         now = told_time(output) if resume != "never" else None
@@ -107,20 +119,19 @@ def _train(
     _announce_tokens(console, notes)
     summary: dict[str, Any] = {"state": "failed", "output_dir": str(output)}
     try:
-        result = trainer.train()
+        result = trainer.train(run.stop)
         if result.stopped is None:
             template = prepared.template
-            save_final(output / "final", policy=policy, template=template, config=config, ranks=ranks)
+            with ranks.doing("writing final/"):
+                save_final(output / "final", policy=policy, template=template, config=config, ranks=ranks)
+    run.stop.hold(deadline=config.checkpoints.stop_deadline, give_up=lambda: _give_up(run, trainer))
         summary |= _figures(trainer, result, state="finished" if result.stopped is None else "stopped")
     finally:
         summary["seconds"] = round(time.perf_counter() - started, 2)
         if ranks.is_first:
             write_json(output / "summary.json", summary)
     if result.stopped is not None:
-        fact = f"stopped after step {result.last_step} of {trainer.schedule.num_steps}, saved"
-        if not ranks.is_first:
-            raise ToldElsewhere(exit_code=result.stopped)
-        raise Stopped(problem(output, fact, "continue with --resume"), exit_code=result.stopped)
+        _tell_of_stop(output, result, trainer.schedule.num_steps)
     print_line(console, f"policy: {output / 'final'}")
     return summary
 
@@ -130,6 +141,32 @@ def _overfitting(config: SFTConfig, num_documents: int) -> SFTConfig:
     training = replace(
         config.training,
         max_steps=config.training.max_steps or OVERFIT_STEPS,
+def _tell_of_stop(output: Path, result: TrainResult, num_steps: int) -> NoReturn:
+    assert result.stopped is not None, "the run was stopped"
+    fact, remedy = f"stopped after step {result.last_step} of {num_steps}, saved", "continue with --resume"
+    if result.last_step == 0:
+        fact, remedy = "stopped before the first step", "continue with --resume auto"
+    raise Stopped(problem(output, fact, remedy), exit_code=result.stopped)
+
+
+def _give_up(run: _Run, trainer: SFTTrainer) -> None:
+    """Ends a process that could not save in time; in another thread, as the main one is busy."""
+    output, done = Path(run.config.output_dir), trainer.state.next_step - 1
+    folders = (output / "checkpoints").glob("step-*")
+    saved = max((int(folder.name.removeprefix("step-")) for folder in folders), default=0)
+    lost = f"{done - saved} steps after it are lost" if saved else f"{done} steps are lost"
+    last = f"the last checkpoint is step-{saved:06d}" if saved else "there is no checkpoint"
+    fact = f"stopped, and not saved within {run.config.checkpoints.stop_deadline:g} s; {last}, {lost}"
+    remedy = "continue with --resume" if saved else "continue with --resume auto"
+    error = Stopped(f"{output}: {fact}; {remedy}", exit_code=run.stop.exit_code)
+    run.notices.leave(error)
+    if run.ranks.is_first:
+        summary = {"state": "stopped", "output_dir": str(output), "num_steps": saved}
+        write_json(output / "summary.json", summary | {"num_lost_steps": done - saved})
+    print(error, file=sys.stderr, flush=True)
+    os._exit(error.exit_code)
+
+
         global_batch_size=num_documents,
         global_batch_tokens=None,
         warmup_steps=0,

@@ -6,16 +6,27 @@ environment (RANK, WORLD_SIZE, LOCAL_RANK). Without that, a run is one process a
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
-from finetooth.base.errors import ConfigError, FinetoothError, ToldElsewhere, problem
+from finetooth.base.errors import ConfigError, FinetoothError, NonFiniteError, Stopped, ToldElsewhere, problem
 
 RENDEZVOUS = "FINETOOTH_RENDEZVOUS"  # set by training/launcher.py: a file through which the processes meet
+# How long a rank that waited in vain looks for what the others say of it.
+_LISTENING_SECONDS = 3.0
+_POLL_SECONDS = 0.05
+_TRACES_OF_LOST_RANKS = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Connection reset by")
+
+
+class RankLostError(FinetoothError):
+    """Another rank did not answer: it ended, or hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +90,25 @@ class Ranks:
         ]
 
     @contextlib.contextmanager
+    def doing(self, phase: str) -> Iterator[None]:
+        """What fails within tells where: "step 17, forward".
+
+        Raises RankLostError where another rank is gone.
+        """
+        try:
+            yield
+        except FinetoothError as error:
+            error.phase = error.phase or phase
+            raise
+        except RuntimeError as error:
+            if self.world_size == 1 or not _is_loss_of_a_rank(error):
+                error.add_note(phase)
+                raise
+            lost = RankLostError(phase)
+            lost.phase = phase
+            raise lost from error
+
+    @contextlib.contextmanager
     def agreeing(self, phase: str) -> Iterator[None]:
         """What is done within succeeds on all ranks or fails on all; rank 0 tells why, once.
 
@@ -86,10 +116,14 @@ class Ranks:
         """
         failure: FinetoothError | None = None
         try:
-            yield
+            with self.doing(phase):
+                yield
+        except (Stopped, RankLostError):
+            raise  # at once: the others notice
         except FinetoothError as error:
             failure = error
-        said = self.texts("" if failure is None else f"{failure.exit_code} {failure}")
+        with self.doing(phase):
+            said = self.texts("" if failure is None else f"{failure.exit_code} {failure}")
         failed = {rank: text for rank, text in enumerate(said) if text}
         if not failed:
             return
@@ -119,24 +153,97 @@ def ranks_of_environment() -> Ranks:
 
 
 @contextlib.contextmanager
-def joined(ranks: Ranks, device: torch.device, *, timeout_seconds: float) -> Iterator[None]:
-    """Within it, the ranks can talk; a rank that does not answer in time fails those that wait for it."""
+def joined(ranks: Ranks, device: torch.device, *, timeout_seconds: float) -> Iterator["Notices"]:
+    """Within it, the ranks can talk; a rank that does not answer in time fails those that wait for it.
+
+    A failure within is told once: by rank 0 where it can, with the rank, the step and the phase.
+    """
     if ranks.world_size == 1:
-        yield
+        yield Notices(None, ranks)
         return
     file = os.environ.get(RENDEZVOUS)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        init_method=f"file://{file}" if file else "env://",
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        timeout=timedelta(seconds=timeout_seconds),
-    )
+    timeout = timedelta(seconds=timeout_seconds)
+    place = {"rank": ranks.rank, "world_size": ranks.world_size, "timeout": timeout}
     try:
-        yield
+        with ranks.doing("meeting the other processes"):
+            store = next(rendezvous(f"file://{file}" if file else "env://", **place))[0]
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, **place)
+    except RankLostError:
+        fact = f"not all {ranks.world_size} processes came within {timeout_seconds:g} s"
+        remedy = "look at their last lines, and check MASTER_ADDR and the network"
+        raise RankLostError(problem(f"rank {ranks.rank}", fact, remedy)) from None
+    notices = Notices(store, ranks)
+    try:
+        yield notices
+    except BaseException as error:
+        explained = notices.explain(error)
+        if explained is error:
+            raise
+        raise explained from None
     finally:
         # After a failure the others may be gone; waiting for them would only hide it.
         dist.destroy_process_group()
+
+
+@dataclass(frozen=True, slots=True)
+class Notices:
+    """What ranks leave behind for one another when they fail: a text each, in a store that outlives them."""
+
+    store: Store | None
+    ranks: Ranks
+
+    def leave(self, error: BaseException) -> None:
+        """Tells the other ranks why this one ends."""
+        if self.store is not None:
+            code = getattr(error, "exit_code", 1)
+            what = str(error) if isinstance(error, FinetoothError) else f"{type(error).__name__}: {error}"
+            self.store.set(f"failed/{self.ranks.rank}", f"{code} {_placed(error, self.ranks, what)}")
+
+    def explain(self, error: BaseException) -> BaseException:
+        """The error that this rank ends with: what it met itself, or why another rank left it waiting."""
+        if isinstance(error, RankLostError):
+            return self._of_lost_ranks(error)
+        if isinstance(error, ToldElsewhere):
+            return error
+        self.leave(error)
+        if self.ranks.is_first or not isinstance(error, FinetoothError):
+            return error
+        if isinstance(error, NonFiniteError | Stopped):  # every rank meets it, or rank 0 is told
+            return ToldElsewhere(exit_code=error.exit_code)
+        placed = FinetoothError(_placed(error, self.ranks, str(error)).split("\n"))
+        placed.exit_code = error.exit_code
+        return placed
+
+    def _of_lost_ranks(self, error: RankLostError) -> FinetoothError:
+        """Names the ranks that neither failed with a sentence nor wait for others; one rank tells."""
+        assert self.store is not None, "a lone process waits for nobody"
+        self.store.set(f"waiting/{self.ranks.rank}", "")
+        others = set(range(self.ranks.world_size)) - {self.ranks.rank}
+        end = time.monotonic() + _LISTENING_SECONDS
+        waiting: set[int] = set()
+        while time.monotonic() < end and waiting != others:
+            for rank in others:
+                if self.store.check([f"failed/{rank}"]):
+                    code, _, text = self.store.get(f"failed/{rank}").decode().partition(" ")
+                    return ToldElsewhere(text.split("\n"), exit_code=int(code))
+            waiting = {rank for rank in others if self.store.check([f"waiting/{rank}"])}
+            time.sleep(_POLL_SECONDS)
+        if any(rank < self.ranks.rank for rank in waiting):
+            return ToldElsewhere(exit_code=error.exit_code)
+        silent = ", ".join(str(rank) for rank in sorted(others - waiting))
+        fact = f"rank {silent} does not answer" if silent else "the connection between the ranks broke"
+        remedy = "look at its last lines, and go on with --resume"
+        return RankLostError(problem(f"rank {self.ranks.rank}, {error.phase}", fact, remedy))
+
+
+def _placed(error: BaseException, ranks: Ranks, what: str) -> str:
+    phase = getattr(error, "phase", None) or ", ".join(getattr(error, "__notes__", ())[:1])
+    return f"rank {ranks.rank}, {phase}: {what}" if phase else f"rank {ranks.rank}: {what}"
+
+
+def _is_loss_of_a_rank(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or any(trace in str(error) for trace in _TRACES_OF_LOST_RANKS)
 
 
 def _failure_elsewhere(failed: dict[int, str], phase: str) -> FinetoothError:

@@ -32,6 +32,8 @@ class FinetoothError(Exception):
     """
 
     exit_code = 1
+    phase: str | None = None
+    """What a run of several processes was doing: "step 17, forward"."""
 
     def __init__(self, problems: str | Iterable[str]):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -75,7 +77,10 @@ class Stopped(FinetoothError):  # noqa: N818 - what was asked for, not a failure
 
 
 class ToldElsewhere(Stopped):
-    """Another process of the run tells the reason; this one ends with the same exit code and says nothing."""
+    """Another process of the run tells the reason; this one ends with the same exit code and says nothing.
 
-    def __init__(self, *, exit_code: int):
-        super().__init__("told by another process", exit_code=exit_code)
+    problems: the reason, where it is known; for results, as people have read it.
+    """
+
+    def __init__(self, problems: str | Iterable[str] = "told by another process", *, exit_code: int):
+        super().__init__(problems, exit_code=exit_code)

@@ -1,7 +1,7 @@
 """Loss and perplexity of documents: one sum over all their targets, divided once."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,15 +43,25 @@ def measure_losses(
     config: SFTConfig,
     devices: DeviceManager,
     ranks: Ranks = ALONE,
+    check: Callable[[], object] | None = None,
 ) -> dict[str, float]:
-    """train_loss on the config's fixed sample, dev_loss on all of dev, and both perplexities."""
+    """train_loss on the config's fixed sample, dev_loss on all of dev, and both perplexities.
+
+    check: called before each forward pass, as often on every rank; what it raises ends the measuring.
+    """
     figures: dict[str, float] = {}
     layout = layout_of(config.training)
     for name, documents, limit in (("train", train, config.evaluation.train_documents), ("dev", dev, None)):
         if documents is not None:
             numbers = sample_documents(documents, limit, seed=config.training.seed)
             measured = measure_loss(
-                policy, documents, numbers=numbers, layout=layout, devices=devices, ranks=ranks
+                policy,
+                documents,
+                numbers=numbers,
+                layout=layout,
+                devices=devices,
+                ranks=ranks,
+                check=check,
             )
             figures |= {f"{name}_loss": measured.loss, f"{name}_perplexity": measured.perplexity}
     return figures
@@ -71,6 +81,7 @@ def measure_loss(
     layout: Layout,
     devices: DeviceManager,
     ranks: Ranks = ALONE,
+    check: Callable[[], object] | None = None,
 ) -> MeasuredLoss:
     """The mean cross-entropy over the targets of the documents with these numbers.
 
@@ -85,10 +96,14 @@ def measure_loss(
     was_training = policy.training
     policy.eval()
     loss_sum = 0.0
-    for row_group in forward_passes(rows, layout.rows_at_once):
-        with devices.autocast():
-            loss_sum += float(policy(collate(row_group, documents).to(devices.device)))
-    policy.train(was_training)
+    try:
+        for row_group in forward_passes(rows, layout.rows_at_once):
+            if check is not None:
+                check()
+            with devices.autocast():
+                loss_sum += float(policy(collate(row_group, documents).to(devices.device)))
+    finally:
+        policy.train(was_training)
     (loss_sum,) = ranks.sums([loss_sum])
     if not math.isfinite(loss_sum):
         remedy = "the last updates broke the policy; train again with a lower training.learning_rate"

@@ -40,14 +40,15 @@ def generate(
     answers: dict[int, Generation] = {}
     was_training = policy.training
     policy.eval()
-    for numbers in _groups(policy, prompts, order, max_new_tokens):
-        rows = [prompts[number] for number in numbers]
-        answers.update(
-            zip(numbers, _generate_rows(policy, rows, max_new_tokens, stop_token_ids, devices), strict=True)
-        )
-        if on_progress is not None:
-            on_progress(len(numbers))
-    policy.train(was_training)
+    try:
+        for numbers in _groups(policy, prompts, order, max_new_tokens):
+            rows = [prompts[number] for number in numbers]
+            written = _generate_rows(policy, rows, max_new_tokens, stop_token_ids, devices)
+            answers.update(zip(numbers, written, strict=True))
+            if on_progress is not None:
+                on_progress(len(numbers))
+    finally:
+        policy.train(was_training)
     return [answers[number] for number in range(len(prompts))]
 
 

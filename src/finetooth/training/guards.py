@@ -1,11 +1,7 @@
-"""Guards of the loop: which documents made a step non-finite, and a request to stop from outside."""
+"""Guards of the loop: which documents made a step non-finite."""
 
-import contextlib
 import math
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 
 import torch
 
@@ -42,37 +38,3 @@ def blame_documents(
         f"documents of this step: {listed}; each is finite alone, "
         "so the learning rate or the model is to blame"
     )
-
-
-class StopRequest:
-    """Notes SIGTERM, SIGUSR1 and SIGINT while a run goes on; a second signal ends the process at once."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-
-    @property
-    def exit_code(self) -> int:
-        """130 after SIGINT, 75 otherwise."""
-        return 130 if self.signal is signal.SIGINT else 75
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator["StopRequest"]:
-        """Within it, signals are noted instead of ending the process."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self  # Python lets only the main thread listen
-            return
-        watched = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-        before = {number: signal.getsignal(number) for number in watched}
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self.signal = signal.Signals(number)
-            for watched_number, handler in before.items():
-                signal.signal(watched_number, handler)
-
-        for number in watched:
-            signal.signal(number, note)
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

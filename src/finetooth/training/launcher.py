@@ -4,6 +4,7 @@ torchrun does the same on many machines, but ends with 1 whatever its processes 
 process that ended first is kept (75 after SIGTERM, 3 for bad data, …).
 """
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -14,40 +15,63 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from finetooth.base.stopping import WATCHED
+
 RENDEZVOUS = "FINETOOTH_RENDEZVOUS"
 PATIENCE_SECONDS = 30.0
 _POLL_SECONDS = 0.05
-_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_TELL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
 
 def launch(arguments: Sequence[str], *, num_processes: int) -> int:
     """Runs `finetooth ARGUMENTS` in so many processes; returns the exit code of the first that failed.
 
-    Signals are passed on. When a process fails, the others get 30 seconds to end by themselves.
+    Signals are passed on. When a process fails, the others get 30 seconds to end by themselves. On Linux a
+    launcher that is killed takes its processes with it: they are asked to stop, as by SIGTERM.
     """
-    with tempfile.TemporaryDirectory(prefix="finetooth-ranks-") as folder:
-        rendezvous = Path(folder, "rendezvous")
-        command = [sys.executable, "-m", "finetooth", *arguments]
-        processes = [
-            subprocess.Popen(command, env=_environment(rank, num_processes, rendezvous))
-            for rank in range(num_processes)
-        ]
-        before = {number: signal.getsignal(number) for number in _FORWARDED}
+    processes: list[subprocess.Popen[bytes]] = []
+    received: list[int] = []
 
-        def pass_on(number: int, frame: FrameType | None) -> None:
-            for process in processes:
-                if process.poll() is None:
-                    process.send_signal(number)
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
 
-        for number in _FORWARDED:
-            signal.signal(number, pass_on)
-        try:
-            return _wait(processes)
-        finally:
-            for process in processes:
-                process.kill()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    before = {number: signal.signal(number, pass_on) for number in WATCHED}
+    try:
+        with tempfile.TemporaryDirectory(prefix="finetooth-ranks-", ignore_cleanup_errors=True) as folder:
+            command = [sys.executable, "-m", "finetooth", *arguments]
+            for rank in range(num_processes):
+                if not received:
+                    environment = _environment(rank, num_processes, Path(folder, "rendezvous"))
+                    processes.append(_start(command, environment))
+                    if received:  # between its start and its place in the list
+                        processes[-1].send_signal(received[-1])
+            try:
+                return _exit_code(_wait(processes) if processes else -received[0], received)
+            finally:
+                for process in processes:
+                    process.kill()
+                    process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Starts a process in a session of its own: Ctrl-C reaches it through the launcher alone, once."""
+    launcher = os.getpid()
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def tie_to_launcher() -> None:
+        if libc is not None:
+            libc.prctl(_TELL_OF_PARENTS_DEATH, signal.SIGTERM)
+            if os.getppid() != launcher:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    # preexec_fn is safe where no other thread runs, as here.
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=tie_to_launcher)
 
 
 def _environment(rank: int, num_processes: int, rendezvous: Path) -> Mapping[str, str]:
@@ -64,16 +88,25 @@ def _environment(rank: int, num_processes: int, rendezvous: Path) -> Mapping[str
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    """The exit code of the first process that failed, 0 where none did; kills those that do not end."""
-    failed_at, exit_code = None, 0
+    """The return code of the first process that failed, 0 where none did; kills those that do not end."""
+    failed_at, failure = None, 0
     while any(process.poll() is None for process in processes):
-        for process in processes:
-            if exit_code == 0 and process.poll():
-                failed_at, exit_code = time.monotonic(), process.returncode
+        for rank, process in enumerate(processes):
+            if failure == 0 and process.poll():
+                failed_at, failure = time.monotonic(), process.returncode
+                if failure == -signal.SIGKILL:
+                    fact = "ended by SIGKILL; where nobody sent it, the machine's memory ran out"
+                    print(f"rank {rank}: {fact}", file=sys.stderr)
         if failed_at is not None and time.monotonic() > failed_at + PATIENCE_SECONDS:
             for process in processes:
                 process.kill()
         time.sleep(_POLL_SECONDS)
-    codes = [process.returncode for process in processes if process.returncode]
-    code = exit_code or (codes[0] if codes else 0)
-    return code if code >= 0 else 128 - code
+    return failure or next((process.returncode for process in processes if process.returncode), 0)
+
+
+def _exit_code(return_code: int, received: Sequence[int]) -> int:
+    """As a shell tells it; 75 or 130 for what a signal that was passed on ended before it could listen."""
+    if len(received) == 1 and return_code == -received[0]:
+        print("run: stopped before the first step; start it with the same command", file=sys.stderr)
+        return 130 if received[0] == signal.SIGINT else 75
+    return return_code if return_code >= 0 else 128 - return_code

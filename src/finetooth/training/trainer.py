@@ -1,5 +1,6 @@
 """SFTTrainer: executes a schedule step by step, evaluates and saves on the way."""
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from finetooth.base.devices import DeviceManager
 from finetooth.base.distributed import ALONE, Ranks
 from finetooth.base.errors import ConfigError, NonFiniteError, problem
 from finetooth.base.files import write_atomically
+from finetooth.base.stopping import CutShort, StopRequest
 from finetooth.batching.collate import collate
 from finetooth.batching.packing import forward_passes, layout_of
 from finetooth.batching.schedule import Step, schedule_of
@@ -26,7 +28,7 @@ from finetooth.model.load import load_policy, refuse_misfits
 from finetooth.model.policy import PolicyModel
 from finetooth.model.vocabulary import add_rows
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager, TrainingState, restore_optimizer
-from finetooth.training.guards import StopRequest, blame_documents
+from finetooth.training.guards import blame_documents
 from finetooth.training.metrics import MetricsLog
 from finetooth.training.optimizer import create_optimizer, lr_at, num_warmup_steps
 from finetooth.training.parallel import distribute, whole_parameters
@@ -136,40 +138,64 @@ class SFTTrainer:
         self.scaler.load_state_dict(checkpoint.state.scaler)
         self.state = checkpoint.state
 
-    def train(self) -> TrainResult:
+    def train(self, stop: StopRequest | None = None) -> TrainResult:
         """Trains from the first step, or from where `take_up` left off; returns the policy and the history.
 
-        Raises NonFiniteError where a loss or gradient is not finite. SIGTERM, SIGUSR1 and SIGINT end the
-        run after the step, saved.
+        stop: listens to signals already; default: SIGTERM, SIGUSR1 and SIGINT are listened to here. They
+        end the run after the step, saved.
+        Raises NonFiniteError where a loss or gradient is not finite.
         """
         first, last = self.state.next_step, self.schedule.num_steps
         self.metrics.forget_after(first - 1 if first > 1 else -1)  # step 0 is evaluated again, too
         self.policy.train()
         view = ProgressView(self.console, first_step=first, num_steps=last)
-        stopped: int | None = None
-        with StopRequest().listening() as stop, view:
-            if first == 1:
-                self._evaluate(0, view)
-            for step in self.schedule.steps(first):
-                self._update(step, view)
-                stopped = self._agree_on_stop(stop)
-                is_end = step.number == last or stopped is not None
-                if step.number == last or _is_due(step.number, self.config.evaluation.every):
-                    self._evaluate(step.number, view)
-                is_best = self.state.best_step == step.number
-                if is_end or is_best or _is_due(step.number, self.config.checkpoints.every):
-                    self._save(step.number)
-                if is_end:
-                    break
-        last_step = self.state.next_step - 1
-        stopped = stopped if last_step < last else None
-        return TrainResult(self.policy, self.metrics.lines(), last_step, stopped)
+        with contextlib.ExitStack() as stack:
+            if stop is None:
+                stop = stack.enter_context(StopRequest().listening())
+                stop.hold()
+            stack.enter_context(view)
+            stopped = self._catch_up(stop, view)
+            if stopped is None:
+                stopped = self._train_steps(first, stop, view)
+        return TrainResult(self.policy, self.metrics.lines(), self.state.next_step - 1, stopped)
+
+    def _catch_up(self, stop: StopRequest, view: ProgressView) -> int | None:
+        """Evaluates what comes before the first step: step 0, or the last one where a signal cut it short."""
+        done = self.state.next_step - 1
+        is_due = done == 0 or done == self.schedule.num_steps or _is_due(done, self.config.evaluation.every)
+        if not is_due or self._is_evaluated(done):
+            return None if done == self.schedule.num_steps else self._agree_on_stop(stop)
+        if not self._evaluate(done, view, stop):
+            return self._agree_on_stop(stop)
+        if done > 0 and self.state.best_step == done:
+            self._save(done)
+        return None
+
+    def _train_steps(self, first: int, stop: StopRequest, view: ProgressView) -> int | None:
+        last = self.schedule.num_steps
+        for step in self.schedule.steps(first):
+            self._update(step, view)
+            is_last = step.number == last
+            is_finished = False
+            if is_last or _is_due(step.number, self.config.evaluation.every):
+                is_finished = self._evaluate(step.number, view, stop) and is_last
+            stopped = self._agree_on_stop(stop)
+            is_best = self.state.best_step == step.number
+            is_due = _is_due(step.number, self.config.checkpoints.every)
+            if is_last or is_best or is_due or stopped is not None:
+                self._save(step.number)
+                stopped = stopped or self._agree_on_stop(stop)  # asked while saving: no further step
+            if is_finished:
+                return None
+            if stopped is not None:
+                return stopped
+        return None
 
     def _agree_on_stop(self, stop: StopRequest) -> int | None:
         """The exit code of a signal that any rank has got, so that all end after the same step."""
-        code = 0 if stop.signal is None else stop.exit_code
-        codes = self.ranks.highest(code)
-        return codes or None
+        with self.ranks.doing(f"step {self.state.next_step - 1}, agreeing to go on"):
+            code = self.ranks.highest(0 if stop.signal is None else stop.exit_code)
+        return code or None
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the trajectory; layout, logging and saving do not."""
@@ -268,33 +294,65 @@ class SFTTrainer:
             return 1
         return -(-self.layout.row_tokens // ROW_LENGTHS_ON_CUDA)
 
-    def _evaluate(self, step: int, view: ProgressView) -> None:
+    def _is_evaluated(self, step: int) -> bool:
+        is_there = any(line["step"] == step and "train_loss" in line for line in self.metrics.lines())
+        return bool(self.ranks.highest(int(is_there)))
+
+    def _evaluate(self, step: int, view: ProgressView, stop: StopRequest) -> bool:
+        """Whether the evaluation went through; one that a signal cuts short leaves no trace."""
         line: dict[str, Any] = {"step": step}
         settings = self.config.evaluation
-        line |= measure_losses(
+        figures = measure_losses(
             self.policy,
             train=self.train_documents,
             dev=self.dev_documents,
             config=self.config,
             devices=self.devices,
-            ranks=self.ranks,
-        )
-        if settings.exact_match is not None and self.template is not None and self.dev_documents is not None:
-            line |= self._answer(step, self.dev_documents, self.template, settings.exact_match)
+        try:
+            with self.ranks.doing(f"step {step}, evaluation"):
+                line |= self._measure(step, stop)
+        except CutShort:
+            return False
         self.metrics.append(line)
         self._note_best(step, line.get("dev_loss"))
         view.note(_evaluation_in_words(line))
+        return True
 
+    def _measure(self, step: int, stop: StopRequest) -> dict[str, float]:
+        def check() -> None:
+            if self._agree_on_stop(stop) is not None:
+                raise CutShort
+
+            ranks=self.ranks,
+        )
+        if settings.exact_match is not None and self.template is not None and self.dev_documents is not None:
+            figures |= self._answer(step, self.dev_documents, self.template, settings.exact_match, stop)
+        return figures
+
+            check=check,
     def _answer(
-        self, step: int, documents: DocumentSource, template: Template, extractor: Extractor
+        self,
+        step: int,
+        documents: DocumentSource,
+        template: Template,
+        extractor: Extractor,
+        stop: StopRequest,
     ) -> dict[str, float]:
         settings = self.config.evaluation
         numbers = sample_documents(documents, settings.exact_match_records, seed=self.config.training.seed)
-        with whole_parameters(self.policy):
+        mine: list[Answered] = []
+        with whole_parameters(self.policy), contextlib.ExitStack() as stack:
+            hook = self.policy.model.register_forward_pre_hook(check)  # at each token
+            stack.callback(hook.remove)
+            stack.enter_context(contextlib.suppress(CutShort))
             mine = answer_documents(
                 self.policy,
                 documents,
                 numbers=numbers[self.ranks.rank :: self.ranks.world_size].tolist(),
+        def check(*_: object) -> None:
+            if stop.signal is not None:
+                raise CutShort
+
                 template=template,
                 extractor=extractor,
                 max_new_tokens=settings.max_new_tokens,
@@ -307,6 +365,8 @@ class SFTTrainer:
             write_atomically(self.samples / f"step-{step:06d}.jsonl", lines.encode())
         return {"exact_match": share(answered, "exact_match"), "stop_rate": share(answered, "stopped")}
 
+        if self._agree_on_stop(stop) is not None:
+            raise CutShort
     def _note_best(self, step: int, dev_loss: float | None) -> None:
         best = self.state.best_dev_loss
         if dev_loss is not None and step > 0 and (best is None or dev_loss < best):
@@ -314,7 +374,8 @@ class SFTTrainer:
 
     def _save(self, step: int) -> None:
         state = replace(self.state, scaler=self.scaler.state_dict())
-        self.checkpoints.save(state, policy=self.policy, optimizer=self.optimizer)
+        with self.ranks.doing(f"step {step}, saving"):
+            self.checkpoints.save(state, policy=self.policy, optimizer=self.optimizer)
 
 
 def _difference(name: str, here: Any, saved: Any, folder: Path) -> str:
