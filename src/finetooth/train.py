@@ -118,13 +118,13 @@ def _train(run: _Run, resume: Resume, overfit: int | None, devices: DeviceManage
     _announce(console, trainer, checkpoint)
     _announce_tokens(console, notes)
     summary: dict[str, Any] = {"state": "failed", "output_dir": str(output)}
+    run.stop.hold(deadline=config.checkpoints.stop_deadline, give_up=lambda: _give_up(run, trainer))
     try:
         result = trainer.train(run.stop)
         if result.stopped is None:
             template = prepared.template
             with ranks.doing("writing final/"):
                 save_final(output / "final", policy=policy, template=template, config=config, ranks=ranks)
-    run.stop.hold(deadline=config.checkpoints.stop_deadline, give_up=lambda: _give_up(run, trainer))
         summary |= _figures(trainer, result, state="finished" if result.stopped is None else "stopped")
     finally:
         summary["seconds"] = round(time.perf_counter() - started, 2)
@@ -136,11 +136,6 @@ def _train(run: _Run, resume: Resume, overfit: int | None, devices: DeviceManage
     return summary
 
 
-def _overfitting(config: SFTConfig, num_documents: int) -> SFTConfig:
-    """The config for a sanity run: every step sees all the documents, at the full learning rate."""
-    training = replace(
-        config.training,
-        max_steps=config.training.max_steps or OVERFIT_STEPS,
 def _tell_of_stop(output: Path, result: TrainResult, num_steps: int) -> NoReturn:
     assert result.stopped is not None, "the run was stopped"
     fact, remedy = f"stopped after step {result.last_step} of {num_steps}, saved", "continue with --resume"
@@ -167,6 +162,11 @@ def _give_up(run: _Run, trainer: SFTTrainer) -> None:
     os._exit(error.exit_code)
 
 
+def _overfitting(config: SFTConfig, num_documents: int) -> SFTConfig:
+    """The config for a sanity run: every step sees all the documents, at the full learning rate."""
+    training = replace(
+        config.training,
+        max_steps=config.training.max_steps or OVERFIT_STEPS,
         global_batch_size=num_documents,
         global_batch_tokens=None,
         warmup_steps=0,

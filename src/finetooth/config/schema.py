@@ -225,14 +225,14 @@ class CheckpointsConfig:
     keep: Count = 3
     """How many checkpoints are kept, the best one besides; older ones are removed."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class LoggingConfig:
-    """How often a line of metrics is written."""
     stop_deadline: Positive = 25
     """Seconds after SIGTERM, SIGUSR1 or SIGINT within which the step at hand is finished and saved; a run
     that cannot do it ends all the same, and says what is lost."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """How often a line of metrics is written."""
 
     every: Count = 1
     """Steps between lines of metrics.jsonl."""

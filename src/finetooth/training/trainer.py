@@ -14,6 +14,7 @@ from finetooth.base.distributed import ALONE, Ranks
 from finetooth.base.errors import ConfigError, NonFiniteError, problem
 from finetooth.base.files import write_atomically
 from finetooth.base.stopping import CutShort, StopRequest
+from finetooth.base.terminal import print_line
 from finetooth.batching.collate import collate
 from finetooth.batching.packing import forward_passes, layout_of
 from finetooth.batching.schedule import Step, schedule_of
@@ -33,6 +34,13 @@ from finetooth.training.metrics import MetricsLog
 from finetooth.training.optimizer import create_optimizer, lr_at, num_warmup_steps
 from finetooth.training.parallel import distribute, whole_parameters
 from finetooth.training.progress import ProgressView
+from finetooth.training.resuming import (
+    Change,
+    changes_since,
+    identity_of,
+    refuse_changes,
+    require_steps_ahead,
+)
 from finetooth.training.step import StepResult, train_step
 
 # Few row lengths let CUDA reuse its plans; on a CPU every padded token is lost time.
@@ -104,7 +112,10 @@ class SFTTrainer:
         output = Path(config.output_dir)
         self.metrics = MetricsLog(output / "metrics.jsonl", is_written=ranks.is_first)
         self.checkpoints = CheckpointManager(
-            output / "checkpoints", keep=config.checkpoints.keep, ranks=ranks
+            output / "checkpoints",
+            keep=config.checkpoints.keep,
+            ranks=ranks,
+            background=config.checkpoints.background,
         )
         self.samples = output / "samples"
         self.shared = distribute(self.policy, ranks, parallel=config.parallel, devices=self.devices)
@@ -117,26 +128,31 @@ class SFTTrainer:
         )
         self.scaler = self.devices.gradient_scaler()
         self.state = TrainingState(next_step=1, identity=self.identity())
+        self.changes: list[Change] = []
 
-    def take_up(self, checkpoint: Checkpoint) -> None:
+    def take_up(self, checkpoint: Checkpoint, *, accept_changes: bool = False) -> None:
         """Goes on behind a checkpoint, whose parameters the policy must hold (`load_policy` of its folder).
 
-        Raises ConfigError where it is a checkpoint of another run.
+        Raises ConfigError where it is a checkpoint of another run, unless its changes are accepted.
         """
-        saved, here = checkpoint.state.identity, self.identity()
-        changed = [name for name in {**saved, **here} if saved.get(name) != here.get(name)]
-        if changed:
-            problems = [
-                _difference(name, here.get(name), saved.get(name), checkpoint.folder) for name in changed
-            ]
-            fact, remedy = (
-                "a run with other settings cannot go on here",
-                "undo the change, or name another folder",
-            )
-            raise ConfigError([*problems, problem("output_dir", fact, remedy)])
+        identity = self.identity()
+        changes = changes_since(checkpoint, identity)
+        if changes and not accept_changes:
+            raise refuse_changes(changes, checkpoint)
+        require_steps_ahead(checkpoint, self.schedule.num_steps)
         restore_optimizer(checkpoint, policy=self.policy, optimizer=self.optimizer)
-        self.scaler.load_state_dict(checkpoint.state.scaler)
-        self.state = checkpoint.state
+        if checkpoint.state.scaler:
+            self.scaler.load_state_dict(checkpoint.state.scaler)
+        self.state = replace(checkpoint.state, identity=identity)
+        self.changes = changes
+        is_comparable = all(change.name != "dev documents" for change in changes)
+        if not is_comparable or not self.checkpoints.holds(self.state.best_step):
+            self.state = replace(self.state, best_step=None, best_dev_loss=None)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no step is left to be done."""
+        return self.state.next_step > self.schedule.num_steps
 
     def train(self, stop: StopRequest | None = None) -> TrainResult:
         """Trains from the first step, or from where `take_up` left off; returns the policy and the history.
@@ -146,13 +162,14 @@ class SFTTrainer:
         Raises NonFiniteError where a loss or gradient is not finite.
         """
         first, last = self.state.next_step, self.schedule.num_steps
-        self.metrics.forget_after(first - 1 if first > 1 else -1)  # step 0 is evaluated again, too
+        self._leave_behind(first - 1)
         self.policy.train()
         view = ProgressView(self.console, first_step=first, num_steps=last)
         with contextlib.ExitStack() as stack:
             if stop is None:
                 stop = stack.enter_context(StopRequest().listening())
                 stop.hold()
+            stack.enter_context(self.checkpoints.finishing())
             stack.enter_context(view)
             stopped = self._catch_up(stop, view)
             if stopped is None:
@@ -199,20 +216,15 @@ class SFTTrainer:
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the trajectory; layout, logging and saving do not."""
-        training = self.config.training
-        settings = (
-            *("seed", "global_batch_size", "global_batch_tokens", "learning_rate", "min_learning_rate"),
-            *("lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
-            "max_grad_norm",
+        return identity_of(
+            self.config,
+            documents=self.train_documents,
+            dev=self.dev_documents,
+            template=self.template,
+            schedule=self.schedule,
+            warmup_steps=self.warmup_steps,
+            precision=self.devices.precision,
         )
-        return {
-            "training documents": self.train_documents.fingerprint,
-            "template": None if self.template is None else self.template.fingerprint,
-            "number of steps": self.schedule.num_steps,
-            "steps of warm-up": self.warmup_steps,
-            "precision": self.devices.precision,
-            **{f"training.{name}": getattr(training, name) for name in settings},
-        }
 
     def _refuse_misfits(self) -> None:
         sources = [source for source in (self.train_documents, self.dev_documents) if source is not None]
@@ -223,7 +235,19 @@ class SFTTrainer:
             fact = f"rows hold {self.layout.row_tokens} tokens, the longest document has {longest}"
             raise ConfigError(problem("training.row_tokens", fact, f"write {longest} or more"))
 
+    def _leave_behind(self, done: int) -> None:
+        """Lets go of all that a run beyond the step that was taken up has left, and tells what has changed."""
+        self.metrics.forget_after(done if done > 0 else -1)  # step 0 is evaluated again, too
+        for aside in self.checkpoints.set_aside_after(done, best_step=self.state.best_step):
+            print_line(self.console, f"{aside}: set aside; the run goes on behind step {done}")
+        if self.changes:
+            for change in self.changes:
+                print_line(self.console, f"from step {done + 1} on: {change.in_words()}")
+            changes = {change.name: {"before": change.before, "now": change.now} for change in self.changes}
+            self.metrics.append({"step": done + 1, "changes": changes})
+
     def _update(self, step: Step, view: ProgressView) -> None:
+        self.checkpoints.check()
         started = time.perf_counter()
         learning_rate = self._learning_rate(step.number)
         result = self._train_step(step, learning_rate)
@@ -301,13 +325,6 @@ class SFTTrainer:
     def _evaluate(self, step: int, view: ProgressView, stop: StopRequest) -> bool:
         """Whether the evaluation went through; one that a signal cuts short leaves no trace."""
         line: dict[str, Any] = {"step": step}
-        settings = self.config.evaluation
-        figures = measure_losses(
-            self.policy,
-            train=self.train_documents,
-            dev=self.dev_documents,
-            config=self.config,
-            devices=self.devices,
         try:
             with self.ranks.doing(f"step {step}, evaluation"):
                 line |= self._measure(step, stop)
@@ -323,13 +340,20 @@ class SFTTrainer:
             if self._agree_on_stop(stop) is not None:
                 raise CutShort
 
+        settings = self.config.evaluation
+        figures = measure_losses(
+            self.policy,
+            train=self.train_documents,
+            dev=self.dev_documents,
+            config=self.config,
+            devices=self.devices,
             ranks=self.ranks,
+            check=check,
         )
         if settings.exact_match is not None and self.template is not None and self.dev_documents is not None:
             figures |= self._answer(step, self.dev_documents, self.template, settings.exact_match, stop)
         return figures
 
-            check=check,
     def _answer(
         self,
         step: int,
@@ -338,6 +362,10 @@ class SFTTrainer:
         extractor: Extractor,
         stop: StopRequest,
     ) -> dict[str, float]:
+        def check(*_: object) -> None:
+            if stop.signal is not None:
+                raise CutShort
+
         settings = self.config.evaluation
         numbers = sample_documents(documents, settings.exact_match_records, seed=self.config.training.seed)
         mine: list[Answered] = []
@@ -349,15 +377,13 @@ class SFTTrainer:
                 self.policy,
                 documents,
                 numbers=numbers[self.ranks.rank :: self.ranks.world_size].tolist(),
-        def check(*_: object) -> None:
-            if stop.signal is not None:
-                raise CutShort
-
                 template=template,
                 extractor=extractor,
                 max_new_tokens=settings.max_new_tokens,
                 devices=self.devices,
             )
+        if self._agree_on_stop(stop) is not None:
+            raise CutShort
         texts = self.ranks.texts(json.dumps([answer.as_line() for answer in mine]))
         answered = [Answered(**line) for text in texts for line in json.loads(text)]
         if self.ranks.is_first:
@@ -365,8 +391,6 @@ class SFTTrainer:
             write_atomically(self.samples / f"step-{step:06d}.jsonl", lines.encode())
         return {"exact_match": share(answered, "exact_match"), "stop_rate": share(answered, "stopped")}
 
-        if self._agree_on_stop(stop) is not None:
-            raise CutShort
     def _note_best(self, step: int, dev_loss: float | None) -> None:
         best = self.state.best_dev_loss
         if dev_loss is not None and step > 0 and (best is None or dev_loss < best):
@@ -375,13 +399,8 @@ class SFTTrainer:
     def _save(self, step: int) -> None:
         state = replace(self.state, scaler=self.scaler.state_dict())
         with self.ranks.doing(f"step {step}, saving"):
+            self.metrics.sync()
             self.checkpoints.save(state, policy=self.policy, optimizer=self.optimizer)
-
-
-def _difference(name: str, here: Any, saved: Any, folder: Path) -> str:
-    if name in ("training documents", "template"):
-        return problem(name, f"others than those of {folder}", "undo the change of records or template")
-    return problem(name, f"{here} here, {saved} in {folder}", "undo the change")
 
 
 def _is_due(step: int, every: int) -> bool:
