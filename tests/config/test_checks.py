@@ -134,10 +134,10 @@ def test_a_device_is_one_of_those_named(device: object):
     assert complaint.endswith("; write auto, cuda, mps, cpu or text such as cuda:1")
 
 
-@pytest.mark.parametrize("packing", ["auto", 1, None])
+@pytest.mark.parametrize("packing", ["always", 1, None])
 def test_documents_are_packed_or_not(packing: object):
     (complaint,) = complaints(training__packing=packing)
-    assert complaint.endswith("; write true or false")
+    assert complaint.endswith("; write true, false or auto")
 
 
 NUMBERS = [

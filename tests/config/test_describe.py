@@ -52,7 +52,7 @@ training:
   max_steps: null  # default
   global_batch_size: 128  # default
   global_batch_tokens: null  # default
-  packing: true  # default
+  packing: auto  # default
   row_tokens: 16384  # default
   rows_at_once: 1  # default
   learning_rate: 0.0001  # command line
@@ -132,7 +132,7 @@ def test_a_description_is_read_back_to_an_equal_config(tmp_path: Path, data: st.
             num_train_epochs=data.draw(POSITIVE),
             learning_rate=data.draw(POSITIVE),
             min_learning_rate=0,
-            packing=data.draw(st.booleans()),
+            packing=data.draw(st.sampled_from([True, False, "auto"])),
         ),
         evaluation=EvaluationConfig(every=data.draw(st.integers(min_value=0))),
         output_dir=data.draw(ANY_TEXT),

@@ -85,7 +85,7 @@ logging: 5
         "run.yaml:7: training.batch_size: not a name used here; "
         "write training.global_batch_size, the documents per update over all devices",
         "run.yaml:8: training.max_length: stands in the wrong place; write data.max_length",
-        "run.yaml:9: training.packing: found the text 'yes'; write true or false",
+        "run.yaml:9: training.packing: found the text 'yes'; write true, false or auto",
         "run.yaml:11: seed: stands twice, first in line 10; keep one of them",
         "run.yaml:12: training.warmup_steps: 1.5 is neither a share nor a whole number of steps; "
         "write a share below 1 or a whole number",

@@ -1,7 +1,6 @@
 """Models load exactly or are refused in a sentence; fresh ones are reproducible; families are proved."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ from tests.documents import save_small_model, small_config, small_policy
 from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError
 from finetooth.config.schema import ModelConfig
-from finetooth.model import load as load_module
-from finetooth.model.load import load_policy, prove_isolation
+from finetooth.model.load import load_policy
 
 CPU = DeviceManager("cpu", "fp32")
 
@@ -104,46 +102,7 @@ SMALL = {
 )
 def test_families_are_computed_exactly(tmp_path: Path, config: transformers.PreTrainedConfig, precision: str):
     devices = DeviceManager("cpu", precision)  # type: ignore[arg-type]
-    load_policy(fresh(tmp_path, config), devices=devices)  # proves itself, or raises
-
-
-def test_an_attention_out_of_reach_is_refused(tmp_path: Path):
-    config = transformers.BloomConfig(
-        vocab_size=50, hidden_size=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
-    )
-    assert refusal(fresh(tmp_path, config)) == (
-        "model.from_config: BloomForCausalLM: its attention cannot be kept within packed documents; "
-        "use another architecture"
-    )
-
-
-def test_a_leak_between_documents_is_found(monkeypatch: pytest.MonkeyPatch):
-    """Negative control of the proof: attention that ignores the borders is refused."""
-    policy = small_policy()
-    prove_isolation(policy, devices=CPU)
-    whole = load_module.collate
-
-    def leaking(*arguments: object, **options: object):
-        batch = whole(*arguments, **options)  # type: ignore[arg-type]
-        num_tokens = batch.token_ids_BT.numel()
-        offsets = torch.tensor([0, num_tokens], dtype=torch.int32)
-        return replace(
-            batch, layout=replace(batch.layout, lengths=(num_tokens,), offsets_S1=offsets, longest=num_tokens)
-        )
-
-    monkeypatch.setattr(load_module, "collate", leaking)
-    with pytest.raises(
-        ConfigError, match="the hidden states of packed documents differ from those of each alone"
-    ):
-        prove_isolation(policy, devices=CPU)
-
-
-def test_a_wrong_head_is_found():
-    """Negative control of the proof: a loss that is not the model's own is refused."""
-    policy = small_policy()
-    policy._logit_transform = load_module.PolicyModel(policy.model)._logit_transform.__class__(scale=0.9)
-    with pytest.raises(ConfigError, match="the loss differs from the model's own"):
-        prove_isolation(policy, devices=CPU)
+    load_policy(fresh(tmp_path, config), devices=devices, must_pack=True)  # proves itself, or raises
 
 
 def test_a_folder_that_is_not_there():
@@ -253,14 +212,3 @@ def test_a_config_whose_numbers_do_not_fit_together(tmp_path: Path):
     message = refusal(fresh(tmp_path, config))
     assert message.startswith("model.from_config: LlamaForCausalLM cannot compute: ")
     assert message.endswith("; check that the numbers in config.json fit together")
-
-
-def test_memory_that_runs_out_is_no_mistake_in_the_config(monkeypatch: pytest.MonkeyPatch):
-    policy = small_policy()
-
-    def out_of_memory(*_: object) -> None:
-        raise RuntimeError("not enough memory: you tried to allocate 99 bytes")
-
-    monkeypatch.setattr(type(policy), "hidden_states", out_of_memory)
-    with pytest.raises(RuntimeError, match="not enough memory"):
-        prove_isolation(policy, devices=CPU)

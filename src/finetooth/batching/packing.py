@@ -28,10 +28,10 @@ class Layout:
     rows_at_once: int = 1
 
 
-def layout_of(training: TrainingConfig) -> Layout:
-    """How the settings lay documents out."""
+def layout_of(training: TrainingConfig, *, can_pack: bool = True) -> Layout:
+    """How the settings lay documents out, for a model whose documents can share a row or cannot."""
     return Layout(
-        packing=training.packing,
+        packing=training.packing is not False and can_pack,
         row_tokens=training.row_tokens,
         rows_at_once=training.rows_at_once,
     )

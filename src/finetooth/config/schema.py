@@ -137,8 +137,9 @@ class TrainingConfig:
     global_batch_tokens: Count | None = None
     """Tokens per step over all devices; when set, it decides instead of `global_batch_size`."""
 
-    packing: bool = True
-    """Whether several documents share a row, each by itself. Never changes what is learnt."""
+    packing: bool | Literal["auto"] = "auto"
+    """Whether several documents share a row, each by itself; auto: where the model keeps them apart.
+    Never changes what is learnt."""
 
     row_tokens: Count = 16384
     """Longest row, in tokens; at least `data.max_length`. Never changes what is learnt."""

@@ -50,7 +50,7 @@ def measure_losses(
     check: called before each forward pass, as often on every rank; what it raises ends the measuring.
     """
     figures: dict[str, float] = {}
-    layout = layout_of(config.training)
+    layout = layout_of(config.training, can_pack=policy.why_not_packed is None)
     for name, documents, limit in (("train", train, config.evaluation.train_documents), ("dev", dev, None)):
         if documents is not None:
             numbers = sample_documents(documents, limit, seed=config.training.seed)

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
@@ -15,10 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from finetooth.base.devices import DeviceManager, deterministic_seed
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.hub import local_folder
-from finetooth.batching.collate import collate
 from finetooth.config.schema import ModelConfig
-from finetooth.data.records import Document, Origin
 from finetooth.data.tokenizer import Tokenizer
+from finetooth.model.isolation import settle_packing
 from finetooth.model.policy import PolicyModel
 from finetooth.model.quiet import quiet_transformers
 from finetooth.model.vocabulary import find_misfit
@@ -30,13 +28,19 @@ _UNUSABLE = (ValueError, TypeError, ImportError, StrictDataclassError)
 
 
 def load_policy(
-    model: ModelConfig, *, devices: DeviceManager, seed: int = 42, place: str | None = None
+    model: ModelConfig,
+    *,
+    devices: DeviceManager,
+    seed: int = 42,
+    place: str | None = None,
+    must_pack: bool = False,
 ) -> PolicyModel:
-    """A policy with float32 parameters on the device, proved to keep packed documents apart.
+    """A policy with float32 parameters on the device, proved to compute documents exactly.
 
     model: `path`, a folder or hub name (parameters from safetensors; no code from the repository is
     run), or `from_config`, a config.json for fresh parameters drawn with the seed.
     Every dropout in the model's own config is set to 0. place: what names the model, for messages.
+    must_pack: whether documents must be able to share a row; see `settle_packing`.
     Raises ConfigError for a model that is absent, incomplete, or not computed exactly by finetooth.
     """
     place = place or ("model.path" if model.path else "model.from_config")
@@ -48,51 +52,8 @@ def load_policy(
             loaded = _build(Path(model.from_config), place, seed=seed)
     _refuse_what_is_not_computed(loaded, place)
     policy = PolicyModel(loaded.to(devices.device))  # pyright: ignore[reportArgumentType]
-    prove_isolation(policy, devices=devices, place=place)
+    settle_packing(policy, devices=devices, place=place, must_pack=must_pack)
     return policy
-
-
-def prove_isolation(policy: PolicyModel, *, devices: DeviceManager, place: str = "model") -> None:
-    """Raises ConfigError unless packed documents give what each gives alone in the model's own forward pass.
-
-    Three short documents of random tokens are packed into one row. Their hidden states and their loss
-    must equal those of transformers' own computation, document by document: to 1e-4 in fp32, to 5e-2
-    in bf16 and fp16 (‖a − b‖/‖b‖). The longest has 12 tokens, so a wider sliding window is not reached.
-    """
-    documents = _RandomDocuments(policy.vocab_size)
-    batch = collate([(0, 1, 2)], documents, row_multiple=8).to(devices.device)
-    was_training = policy.training
-    policy.eval()
-    try:
-        with torch.no_grad(), devices.autocast():
-            packed_TD = policy.hidden_states(batch)[0]
-            packed_loss = policy(batch)
-            with policy.own_attention():
-                alone = [_alone(policy, document) for document in documents.documents]
-    except (RuntimeError, ValueError) as error:
-        if "memory" in str(error):
-            raise
-        fact = f"{type(policy.model).__name__} cannot compute: {_first_line(error)}"
-        raise ConfigError(
-            problem(place, fact, "check that the numbers in config.json fit together")
-        ) from error
-    policy.train(was_training)
-    alone_TD = torch.cat([hidden for hidden, _ in alone])
-    alone_loss = torch.stack([loss for _, loss in alone]).sum()
-    tolerance = 1e-4 if devices.precision == "fp32" else 5e-2
-    for what, a, b in (
-        (
-            "the hidden states of packed documents differ from those of each alone",
-            packed_TD[: len(alone_TD)],
-            alone_TD,
-        ),
-        ("the loss differs from the model's own", packed_loss, alone_loss),
-    ):
-        difference = float((a.float() - b.float()).norm() / b.float().norm())
-        if not difference <= tolerance:
-            kind = type(policy.model).__name__
-            fact = f"{kind}: {what} (by {difference:.1e}, allowed {tolerance:.0e})"
-            raise ConfigError(problem(place, fact, "use an architecture with plain causal attention"))
 
 
 def refuse_misfits(policy: PolicyModel, tokenizer: Tokenizer | None, *, longest_document: int) -> None:
@@ -199,47 +160,9 @@ def _read_config(path: Path, place: str) -> Any:
 
 
 def _refuse_what_is_not_computed(model: PreTrainedModel, place: str) -> None:
-    kind = type(model).__name__
-    facts: list[str] = []
     if not isinstance(model.get_output_embeddings(), nn.Linear):
-        facts.append("its head is not one linear layer")
-    if not model._can_set_attn_implementation():
-        facts.append("its attention cannot be kept within packed documents")
-    if any(name.endswith("sinks") for name, _ in model.named_parameters()):
-        facts.append("its attention has sinks")
-    if facts:
-        raise ConfigError(problem(place, f"{kind}: {' and '.join(facts)}", "use another architecture"))
-
-
-class _RandomDocuments:
-    """Three short documents of random tokens, all of them targets."""
-
-    def __init__(self, vocab_size: int):
-        draws = np.random.default_rng(0)
-        self.lengths = np.array([7, 12, 4])
-        self.num_targets = self.lengths - 1
-        self.loss_weight_totals = self.num_targets.astype(np.float64)
-        self.fingerprint = f"random {vocab_size}"
-        self.documents = [
-            Document(
-                token_ids=draws.integers(0, vocab_size, length, dtype=np.int32),
-                loss_weights=(np.arange(length) > 0).astype(np.float32),
-                prompt_length=1,
-                origin=Origin("random", number),
-            )
-            for number, length in enumerate(self.lengths)
-        ]
-
-    def document(self, number: int, /) -> Document:
-        return self.documents[number]
-
-
-def _alone(policy: PolicyModel, document: Document) -> tuple[torch.Tensor, torch.Tensor]:
-    """The document's hidden states [T, D] and loss sum, computed by transformers alone."""
-    input_ids = torch.from_numpy(document.token_ids.astype(np.int64))[None].to(policy.device)
-    out = policy.model(input_ids=input_ids, labels=input_ids, use_cache=False)
-    hidden = policy.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
-    return hidden, out.loss.float() * document.num_targets
+        fact = f"{type(model).__name__}: its head is not one linear layer"
+        raise ConfigError(problem(place, fact, "use another architecture"))
 
 
 def _some(names: list[str]) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from finetooth.base.errors import ConfigError, problem
 from finetooth.batching.collate import Batch
 from finetooth.data.records import IGNORED_LABEL
 from finetooth.model.attention import IMPLEMENTATION
@@ -27,13 +28,14 @@ class PolicyModel(nn.Module):
     `policy(batch)` gives the weighted loss *sum* of packed rows; attention stays within documents.
     `policy(input_ids=…, attention_mask=…, labels=…)` gives logits and mean loss as transformers models do.
 
-    model: any transformers causal LM whose attention goes through `AttentionInterface`
-    (`finetooth.model.load` loads one and proves that packed documents do not see each other).
+    model:          any transformers causal LM; `load_policy` loads one and proves it to be computed exactly.
+    why_not_packed: why documents of this model cannot share a row; None where they can.
     """
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
+        self.why_not_packed: str | None = None  # settled by `load_policy`
         self._own_attention: str = model.config._attn_implementation or "eager"
         self._logit_transform = _logit_transform(model.config)
 
@@ -79,7 +81,15 @@ class PolicyModel(nn.Module):
         return CausalLMOutput(loss=loss, logits=logits_BTV)  # pyright: ignore[reportArgumentType]
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """The backbone's last hidden states of packed rows, [B, T, D]."""
+        """The backbone's last hidden states of a batch's rows, [B, T, D].
+
+        Where documents cannot share a row, each has its own, and the model computes it with its own
+        attention, without a mask: nothing looks ahead, and padding stands behind the document.
+        """
+        if self.why_not_packed is not None:
+            _require_own_rows(batch)
+            with self.own_attention():
+                return self.model.base_model(input_ids=batch.token_ids_BT, use_cache=False).last_hidden_state
         with self._attention(IMPLEMENTATION):
             return self.model.base_model(
                 input_ids=batch.token_ids_BT,
@@ -149,6 +159,13 @@ class PolicyModel(nn.Module):
             transform=self._logit_transform,
             gradient_scale=gradient_scale,
         )
+
+
+def _require_own_rows(batch: Batch) -> None:
+    """Raises ConfigError where documents share a row: then a position 1 stands elsewhere than in column 1."""
+    if bool((batch.positions_BT[:, 2:] == 1).any()):
+        fact, remedy = "documents of this model cannot share a row", "lay them out without packing"
+        raise ConfigError(problem("batch", fact, remedy))
 
 
 def _logit_transform(config: Any) -> LogitTransform:

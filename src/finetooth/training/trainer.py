@@ -98,11 +98,16 @@ class SFTTrainer:
         self.dev_documents = dev
         self.template = template
         if policy is None:
-            policy = load_policy(config.model, devices=self.devices, seed=config.training.seed)
+            policy = load_policy(
+                config.model,
+                devices=self.devices,
+                seed=config.training.seed,
+                must_pack=config.training.packing is True,
+            )
             if template is not None:
                 add_rows(policy, template)
         self.policy = policy
-        self.layout = layout_of(config.training)
+        self.layout = layout_of(config.training, can_pack=policy.why_not_packed is None)
         self._refuse_misfits()
         self.schedule = schedule_of(config.training, documents)
         self.warmup_steps = num_warmup_steps(config.training.warmup_steps, self.schedule.num_steps)

@@ -1,0 +1,162 @@
+"""One step computed in several ways, by the code that trains and by transformers, and how far they differ.
+
+Nothing here updates a policy: the optimiser only notes the gradients that it is given.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetooth.base.devices import DeviceManager
+from finetooth.batching.collate import collate
+from finetooth.batching.packing import Layout, Row, forward_passes, lay_out
+from finetooth.data.records import IGNORED_LABEL, Document, DocumentSource
+from finetooth.model.isolation import split_documents
+from finetooth.model.policy import PolicyModel
+from finetooth.training.parallel import alone
+from finetooth.training.step import train_step
+
+# A gradient that is almost nothing beside the others (a key's bias, which softmax cancels) is all rounding;
+# it is measured by this share of the usual norm.
+_SHARE_OF_USUAL_NORM = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A step's mean loss, and by its name the gradient of each parameter, unscaled and not clipped."""
+
+    loss: float
+    gradients: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The largest difference of two computations, and what it was found in: "loss" or a parameter."""
+
+    measured: float
+    place: str
+
+
+def compute_step(
+    policy: PolicyModel, documents: DocumentSource, *, layout: Layout, devices: DeviceManager
+) -> Computed:
+    """All the documents as one step of training, in this layout."""
+    numbers = np.arange(len(documents.lengths))
+    (rows,) = lay_out(numbers, documents.lengths, layout=layout)
+    recorder = _Recorder(policy)
+    result = train_step(
+        alone(policy),
+        [collate(group, documents) for group in forward_passes(rows, layout.rows_at_once)],
+        total_loss_weight=float(documents.loss_weight_totals.sum()),
+        learning_rate=0.0,
+        optimizer=recorder,
+        scaler=devices.gradient_scaler(),
+        devices=devices,
+        max_grad_norm=None,
+    )
+    return Computed(result.loss, recorder.gradients)
+
+
+def compute_alone(policy: PolicyModel, documents: DocumentSource, *, devices: DeviceManager) -> Computed:
+    """The same by transformers: `model(input_ids, labels=…)` of each document, weighted by its targets."""
+    total = float(documents.loss_weight_totals.sum())
+    scale = devices.gradient_scaler().get_scale()
+    loss = 0.0
+    policy.zero_grad()
+    with policy.own_attention():
+        for number in range(len(documents.lengths)):
+            document = documents.document(number)
+            for weight in np.unique(document.loss_weights[document.loss_weights > 0]).tolist():
+                share = float((document.loss_weights == weight).sum()) * weight / total
+                with devices.autocast():
+                    mean = _own_loss(policy, document, weight)
+                (mean * share * scale).backward()
+                loss += float(mean.detach()) * share
+    gradients = {name: p.grad / scale for name, p in policy.named_parameters() if p.grad is not None}
+    policy.zero_grad()
+    return Computed(loss, gradients)
+
+
+def compare(ours: Computed, theirs: Computed) -> Difference:
+    """|a − b|/|b| of the losses or ‖a − b‖/‖b‖ of a parameter's gradients, whichever is largest."""
+    usual = float(torch.stack([tensor.norm() for tensor in theirs.gradients.values()]).square().mean().sqrt())
+    found = [Difference(abs(ours.loss - theirs.loss) / abs(theirs.loss), "loss")]
+    for name in sorted(ours.gradients.keys() | theirs.gradients.keys()):
+        one, other = ours.gradients.get(name), theirs.gradients.get(name)
+        if one is None or other is None:
+            found.append(Difference(float("inf"), name))
+            continue
+        norm = max(float(other.norm()), _SHARE_OF_USUAL_NORM * usual)
+        found.append(Difference(float((one - other).norm()) / norm, name))
+    return max(found, key=lambda difference: difference.measured)
+
+
+def measure_leak(
+    policy: PolicyModel, documents: DocumentSource, *, layout: Layout, devices: DeviceManager
+) -> Difference:
+    """How far the hidden states of any document change when all tokens of another one are others.
+
+    The documents go through one forward pass together. Place: the origin of the document that changed most.
+    """
+    numbers = np.arange(len(documents.lengths))
+    (rows,) = lay_out(numbers, documents.lengths, layout=layout)
+    order = [number for row in rows for number in row]
+    before = _hidden_states(policy, documents, rows, devices)
+    largest = Difference(0.0, "")
+    for changed in order:
+        after = _hidden_states(policy, _Changed(documents, changed, policy.vocab_size), rows, devices)
+        for number, ours, theirs in zip(order, after, before, strict=True):
+            if number != changed and not torch.equal(ours, theirs):
+                measured = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+                place = str(documents.document(number).origin)
+                largest = max(largest, Difference(measured, place), key=lambda found: found.measured)
+    return largest
+
+
+class _Recorder(torch.optim.Optimizer):
+    """Notes the gradients of a policy instead of updating it."""
+
+    def __init__(self, policy: PolicyModel):
+        trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+        super().__init__(list(trained.values()), {"lr": 0.0})
+        self.gradients: dict[str, torch.Tensor] = {}
+        self._trained = trained
+
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.gradients = {name: p.grad.clone() for name, p in self._trained.items() if p.grad is not None}
+
+
+class _Changed:
+    """A document source in which every token of one document is another one."""
+
+    def __init__(self, documents: DocumentSource, changed: int, vocab_size: int):
+        self.lengths, self.num_targets = documents.lengths, documents.num_targets
+        self.loss_weight_totals = documents.loss_weight_totals
+        self.fingerprint = f"{documents.fingerprint}, {changed} changed"
+        self._documents, self._changed, self._vocab_size = documents, changed, vocab_size
+
+    def document(self, number: int, /) -> Document:
+        document = self._documents.document(number)
+        if number != self._changed:
+            return document
+        return replace(document, token_ids=(document.token_ids + 1) % self._vocab_size)
+
+
+def _own_loss(policy: PolicyModel, document: Document, weight: float) -> torch.Tensor:
+    """transformers' own mean loss over the targets of this weight."""
+    ids = torch.from_numpy(document.token_ids.astype(np.int64))
+    labels = torch.where(torch.from_numpy(document.loss_weights == weight), ids, IGNORED_LABEL)
+    ids, labels = ids[None].to(policy.device), labels[None].to(policy.device)
+    return policy.model(input_ids=ids, labels=labels, use_cache=False).loss
+
+
+@torch.no_grad()
+def _hidden_states(
+    policy: PolicyModel, documents: DocumentSource, rows: Sequence[Row], devices: DeviceManager
+) -> list[torch.Tensor]:
+    with devices.autocast():
+        hidden_BTD = policy.hidden_states(collate(rows, documents).to(devices.device))
+    return list(split_documents(hidden_BTD, rows, documents.lengths.tolist()))
