@@ -63,6 +63,7 @@ training:
   adam_beta1: 0.9  # default
   adam_beta2: 0.999  # default
   adam_epsilon: 1e-08  # default
+  dropout: 0.0  # default
   max_grad_norm: 1.0  # default
   precision: auto  # default
   device: auto  # default

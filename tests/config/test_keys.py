@@ -64,7 +64,8 @@ def test_a_bare_key_means_the_only_setting_of_that_name(key: str, found: str | U
             "zzzzzz",
             Unknown(
                 "zzzzzz: unknown key",
-                "the keys here are output_dir, model, data, training, evaluation, checkpoints, logging",
+                "the keys here are output_dir, model, data, training, parallel, evaluation, checkpoints, "
+                "logging",
             ),
         ),
     ],

@@ -13,7 +13,7 @@ from finetooth.base.devices import DeviceManager
 from finetooth.base.distributed import ALONE, Ranks
 from finetooth.batching.collate import Batch, collate
 from finetooth.batching.packing import Layout, forward_passes
-from finetooth.batching.schedule import Schedule, Step
+from finetooth.batching.schedule import Schedule
 from finetooth.config.schema import ParallelConfig
 from finetooth.training.optimizer import create_optimizer
 from finetooth.training.parallel import SharedPolicy, distribute, whole
@@ -34,6 +34,7 @@ class Case:
     wide: bool = False
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: Literal["fp32", "fp16"] = "fp32"
+    dropout: float = 0.0
     targetless: tuple[int, ...] = ()
     mean_of_means: bool = False
 
@@ -65,6 +66,8 @@ def follow(case: Case, ranks: Ranks = ALONE) -> Course:
     """Trains a fresh small policy."""
     documents, devices = documents_of(case), DeviceManager("cpu", case.precision)
     policy = small_policy().double() if case.wide else small_policy()
+    policy.set_dropout(case.dropout)
+    policy.train()
     schedule = schedule_of(case, documents)
     shared = distribute(policy, ranks, parallel=case.parallel, devices=devices)
     if case.mean_of_means:
@@ -74,7 +77,12 @@ def follow(case: Case, ranks: Ranks = ALONE) -> Course:
     seen: list[list[int]] = []
     gradients: dict[str, torch.Tensor] = {}
     for step in schedule.steps():
-        batches = batches_of(step, schedule, documents, case.layout, ranks)
+        rows = schedule.rows(step, layout=case.layout, rank=ranks.rank, world_size=ranks.world_size)
+        draw = (3, step.number) if case.dropout else None
+        batches = [
+            collate(group, documents, dropout_draw=draw)
+            for group in forward_passes(rows, case.layout.rows_at_once)
+        ]
         seen.append(sorted(number for batch in batches for number in batch.documents))
         if step.number == 1 and step.total_loss_weight:
             _accumulate(shared, batches, step.total_loss_weight, optimizer, scaler, devices)
@@ -118,13 +126,6 @@ def schedule_of(case: Case, documents: Documents) -> Schedule:
         max_steps=case.num_steps,
         global_batch_size=case.batch,
     )
-
-
-def batches_of(
-    step: Step, schedule: Schedule, documents: Documents, layout: Layout, ranks: Ranks
-) -> list[Batch]:
-    rows = schedule.rows(step, layout=layout, rank=ranks.rank, world_size=ranks.world_size)
-    return [collate(group, documents) for group in forward_passes(rows, layout.rows_at_once)]
 
 
 def assert_same(courses: Sequence[Course], expected: Course, *, wide: bool = False) -> None:

@@ -44,6 +44,15 @@ def test_rows_without_targets_change_nothing(layout: Layout):
     assert_same([follow(Case(layout, num_steps=9, targetless=(0, 5, 6, 11, 20)))], expected)
 
 
+@pytest.mark.parametrize("layout", [PADDED[1], PACKED[1], PACKED[2]], ids=str)
+@pytest.mark.parametrize("wide", [False, True])
+def test_dropout_does_not_depend_on_the_layout(layout: Layout, wide: bool):
+    expected = follow(Case(PADDED[8], num_steps=5, dropout=0.2, wide=wide))
+    assert_same([follow(Case(layout, num_steps=5, dropout=0.2, wide=wide))], expected, wide=wide)
+    with pytest.raises(AssertionError):  # negative control: it does drop something
+        assert_same([follow(Case(layout, num_steps=5, wide=wide))], expected, wide=wide)
+
+
 def test_a_step_without_targets_changes_nothing():
     """Not even through weight decay or the optimiser's running means."""
     nothing = tuple(range(24))

@@ -24,6 +24,8 @@ CASES = {
     "a rank without targets, sharded": Case(
         PACKED, batch=4, num_steps=6, targetless=(0, 2, 3, 5, 8, 9, 13), parallel=SHARDED
     ),
+    "dropout": Case(PACKED, num_steps=3, dropout=0.2),
+    "dropout, sharded": Case(PADDED, num_steps=3, dropout=0.2, parallel=SHARDED),
     "steps without targets": Case(PADDED, num_steps=2, targetless=tuple(range(24))),
     "the usual mistake": Case(PADDED, mean_of_means=True),
 }

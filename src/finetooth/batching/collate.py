@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from finetooth.batching.order import draw_keys
 from finetooth.batching.packing import Row
 from finetooth.data.records import DocumentSource
 
@@ -38,6 +39,7 @@ class Batch:
     targets_N:         int64, the token ids that are to be predicted there
     loss_weights_N:    float32, their loss weights
     documents:         the documents' numbers, in the order they are laid out
+    dropout_keys_BT:   int64, what each token's dropout is drawn from; None where nothing is dropped
 
         documents 0 = [7 3 9 | 4 2] and 1 = [7 5 | 2] (prompt | targets) in one row:
         token_ids_BT     = [[7, 3, 9, 4, 2, 7, 5, 2]]
@@ -54,6 +56,7 @@ class Batch:
     targets_N: torch.Tensor
     loss_weights_N: torch.Tensor
     documents: tuple[int, ...]
+    dropout_keys_BT: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on the device."""
@@ -69,14 +72,22 @@ class Batch:
             target_sources_N=move(self.target_sources_N),
             targets_N=move(self.targets_N),
             loss_weights_N=move(self.loss_weights_N),
+            dropout_keys_BT=None if self.dropout_keys_BT is None else move(self.dropout_keys_BT),
         )
 
 
-def collate(rows: Sequence[Row], documents: DocumentSource, *, row_multiple: int = 1) -> Batch:
+def collate(
+    rows: Sequence[Row],
+    documents: DocumentSource,
+    *,
+    row_multiple: int = 1,
+    dropout_draw: tuple[int, int] | None = None,
+) -> Batch:
     """Lays the rows' documents end to end and finds every target.
 
     rows: document numbers per row, empty rows allowed; documents: where they are read from;
-    row_multiple: the row length is rounded up to a multiple of it, so that few shapes occur.
+    row_multiple: the row length is rounded up to a multiple of it, so that few shapes occur;
+    dropout_draw: seed and step, where the policy is to drop outputs.
     """
     contents = [[documents.document(number) for number in row] for row in rows]
     longest_row = max(sum(len(document.token_ids) for document in row) for row in contents)
@@ -84,15 +95,18 @@ def collate(rows: Sequence[Row], documents: DocumentSource, *, row_multiple: int
     token_ids = np.zeros((len(rows), num_tokens), dtype=np.int64)
     positions = np.zeros((len(rows), num_tokens), dtype=np.int64)
     loss_weights = np.zeros((len(rows), num_tokens), dtype=np.float32)
+    keys = None if dropout_draw is None else np.zeros((len(rows), num_tokens), dtype=np.uint64)
     lengths: list[int] = []
     for row, row_documents in enumerate(contents):
         start = 0
-        for document in row_documents:
+        for number, document in zip(rows[row], row_documents, strict=True):
             end = start + len(document.token_ids)
             token_ids[row, start:end] = document.token_ids
             positions[row, start:end] = np.arange(end - start)
             loss_weights[row, start:end] = document.loss_weights
             assert loss_weights[row, start] == 0, "the first token of a document cannot be predicted"
+            if keys is not None and dropout_draw is not None:
+                keys[row, start:end] = draw_keys(*dropout_draw, number, count=end - start)
             lengths.append(end - start)
             start = end
         if start < num_tokens:
@@ -106,6 +120,7 @@ def collate(rows: Sequence[Row], documents: DocumentSource, *, row_multiple: int
         targets_N=torch.from_numpy(token_ids.ravel()[targets]),
         loss_weights_N=torch.from_numpy(loss_weights.ravel()[targets]),
         documents=tuple(number for row in rows for number in row),
+        dropout_keys_BT=None if keys is None else torch.from_numpy(keys.view(np.int64)),
     )
 
 

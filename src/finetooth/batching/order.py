@@ -48,6 +48,13 @@ def token_boundaries(lengths: np.ndarray, num_steps: int) -> np.ndarray:
     return np.concatenate([[0], inner, [len(lengths)]]).astype(np.int64)
 
 
+def draw_keys(seed: int, step: int, document: int, *, count: int) -> np.ndarray:
+    """A key for each of the first `count` positions of a document in a step: uint64 [count], well mixed."""
+    start = _mix(_mix(np.array([seed], dtype=np.uint64)) + np.uint64(step))
+    start = _mix(start + np.array([document], dtype=np.uint64) * _GOLDEN)
+    return _mix(np.arange(count, dtype=np.uint64) + start)
+
+
 def _mix(values: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection on 64-bit integers."""
     with np.errstate(over="ignore"):

@@ -284,7 +284,6 @@ NOT_AVAILABLE = {
     "ddp",
     "deepspeed",
     "deterministic",
-    "dropout",
     "fsdp",
     "gradient_checkpointing",
     "label_smoothing",

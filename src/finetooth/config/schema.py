@@ -171,6 +171,9 @@ class TrainingConfig:
     adam_epsilon: Positive = 1e-8
     """AdamW's term against division by zero."""
 
+    dropout: Decay = 0.0
+    """Share of the outputs of every attention and feed-forward block that a step sets to zero."""
+
     max_grad_norm: Positive | None = 1.0
     """Gradients are scaled down to this norm when theirs is larger; null never does."""
 

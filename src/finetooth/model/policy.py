@@ -18,6 +18,7 @@ from finetooth.base.errors import ConfigError, problem
 from finetooth.batching.collate import Batch
 from finetooth.data.records import IGNORED_LABEL
 from finetooth.model.attention import IMPLEMENTATION
+from finetooth.model.dropout import ResidualDropout
 from finetooth.model.loss import LogitTransform, head_loss, sft_loss
 from finetooth.model.quiet import quiet_transformers
 
@@ -36,6 +37,7 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.model = model
         self.why_not_packed: str | None = None  # settled by `load_policy`
+        self._dropout: ResidualDropout | None = None
         self._own_attention: str = model.config._attn_implementation or "eager"
         self._logit_transform = _logit_transform(model.config)
 
@@ -43,6 +45,21 @@ class PolicyModel(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.model.device
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The layers of the backbone: the longest list of modules that lies in no other list."""
+        return list(max(_outermost_lists(self.model), key=len))
+
+    def set_dropout(self, probability: float) -> None:
+        """Drops outputs of the layers' blocks wherever a batch has `dropout_keys_BT`, in training mode.
+
+        Raises ConfigError for a probability above 0 where the blocks cannot be told.
+        """
+        if self._dropout is not None:
+            self._dropout.probability = probability
+        elif probability > 0:
+            self._dropout = ResidualDropout(self.layers, probability)
 
     @property
     def vocab_size(self) -> int:
@@ -147,7 +164,8 @@ class PolicyModel(nn.Module):
             self.model.set_attn_implementation(before)
 
     def _loss_sum(self, batch: Batch, gradient_scale: float) -> torch.Tensor:
-        hidden_BTD = self.hidden_states(batch)
+        with self._dropout.keyed_by(batch.dropout_keys_BT) if self._dropout else contextlib.nullcontext():
+            hidden_BTD = self.hidden_states(batch)
         head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Linear), "the head is a linear layer; load_policy refuses other models"
         return head_loss(
@@ -166,6 +184,13 @@ def _require_own_rows(batch: Batch) -> None:
     if bool((batch.positions_BT[:, 2:] == 1).any()):
         fact, remedy = "documents of this model cannot share a row", "lay them out without packing"
         raise ConfigError(problem("batch", fact, remedy))
+
+
+def _outermost_lists(module: nn.Module) -> list[nn.ModuleList]:
+    """Lists of modules that lie in no other list, as the experts of a layer do."""
+    if isinstance(module, nn.ModuleList):
+        return [module]
+    return [found for child in module.children() for found in _outermost_lists(child)]
 
 
 def _logit_transform(config: Any) -> LogitTransform:

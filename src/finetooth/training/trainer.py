@@ -107,6 +107,7 @@ class SFTTrainer:
             if template is not None:
                 add_rows(policy, template)
         self.policy = policy
+        policy.set_dropout(config.training.dropout)
         self.layout = layout_of(config.training, can_pack=policy.why_not_packed is None)
         self._refuse_misfits()
         self.schedule = schedule_of(config.training, documents)
@@ -284,8 +285,9 @@ class SFTTrainer:
         rows = self.schedule.rows(
             step, layout=self.layout, rank=self.ranks.rank, world_size=self.ranks.world_size
         )
+        draw = (self.config.training.seed, step.number) if self.config.training.dropout else None
         batches = (
-            collate(group, self.train_documents, row_multiple=self._row_multiple)
+            collate(group, self.train_documents, row_multiple=self._row_multiple, dropout_draw=draw)
             for group in forward_passes(rows, self.layout.rows_at_once)
         )
         try:

@@ -1,0 +1,90 @@
+"""Residual dropout: some outputs of every attention and feed-forward block are zero while a policy is trained.
+
+The mask is a hash of (seed, step, document, position in it, block, feature). It is the same however the documents
+are laid out, on any device and any number of ranks, and no random number generator plays a part.
+
+Shapes: B rows, T tokens in a row, D hidden, G groups of four features.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetooth.base.errors import ConfigError, problem
+
+# Names of a layer's attention and feed-forward block in the families that transformers has.
+ATTENTION = ("self_attn", "attn", "attention", "self_attention", "linear_attn", "mixer", "temporal_block")
+FEED_FORWARD = ("mlp", "feed_forward", "block_sparse_moe", "mlp_block", "ffn", "ff", "moe", "shared_mlp")
+_LEVELS = 1 << 16
+
+
+class ResidualDropout:
+    """Dropout (Srivastava et al. 2014) on the outputs of the layers' blocks, by forward hooks.
+
+    It acts only within `keyed_by` and where the block is in training mode.
+
+    probability: of an output being zero, to the nearest 1/65536; the others are scaled up in return.
+    Raises ConfigError where a layer's two blocks cannot be told.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], probability: float):
+        self.probability = probability
+        self._keys_BT: torch.Tensor | None = None
+        blocks = [block for layer in layers for block in _blocks_of(layer)]
+        for number, block in enumerate(blocks):
+            block.register_forward_hook(partial(self._drop, number))
+
+    @contextlib.contextmanager
+    def keyed_by(self, keys_BT: torch.Tensor | None) -> Iterator[None]:
+        """Within it, blocks in training mode drop outputs by these keys; by None they drop nothing."""
+        before, self._keys_BT = self._keys_BT, keys_BT
+        try:
+            yield
+        finally:
+            self._keys_BT = before
+
+    def _drop(self, number: int, block: nn.Module, inputs: Any, output: Any) -> Any:
+        if self._keys_BT is None or not block.training or self.probability == 0:
+            return None
+        if isinstance(output, tuple):
+            return (self._dropped(output[0], number, self._keys_BT), *output[1:])
+        return self._dropped(output, number, self._keys_BT)
+
+    def _dropped(self, output_BTD: torch.Tensor, number: int, keys_BT: torch.Tensor) -> torch.Tensor:
+        num_dropped = min(_LEVELS - 1, round(self.probability * _LEVELS))
+        bits_BTD = random_bits(keys_BT, number, output_BTD.shape[-1])
+        kept_BTD = bits_BTD >= num_dropped - _LEVELS // 2
+        return torch.where(kept_BTD, output_BTD * (_LEVELS / (_LEVELS - num_dropped)), 0)
+
+
+def random_bits(keys_BT: torch.Tensor, block: int, num_features: int) -> torch.Tensor:
+    """Even 16-bit numbers, int16 [B, T, D]: the stream of SplitMix64 that starts at each token's key."""
+    num_groups = -(-num_features // 4)
+    counters = torch.arange(block * num_groups, (block + 1) * num_groups, device=keys_BT.device) + 1
+    values_BTG = keys_BT[..., None] + counters * _signed(0x9E3779B97F4A7C15)
+    _fold(values_BTG, 30).mul_(_signed(0xBF58476D1CE4E5B9))
+    _fold(values_BTG, 27).mul_(_signed(0x94D049BB133111EB))
+    return _fold(values_BTG, 31).view(torch.int16)[..., :num_features]
+
+
+def _fold(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """values ^= values >> bits, without the sign that int64 would shift in."""
+    return values.bitwise_xor_((values >> bits).bitwise_and_((1 << (64 - bits)) - 1))
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64)
+
+
+def _blocks_of(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+    children = dict(layer.named_children())
+    found = [[children[name] for name in names if name in children] for names in (ATTENTION, FEED_FORWARD)]
+    if any(len(blocks) != 1 for blocks in found):
+        what = ", ".join(children)
+        fact = f"the attention and the feed-forward block of {type(layer).__name__} cannot be told: {what}"
+        raise ConfigError(problem("training.dropout", fact, "write 0, or use another architecture"))
+    return found[0][0], found[1][0]
