@@ -128,7 +128,8 @@ def test_a_resume_that_is_refused_changes_nothing(finished: Path):
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [
         f"training.learning_rate: 0.5 here, 0.01 in run/checkpoints/{last}; undo the change",
-        "output_dir: a run with other settings cannot go on here; undo the change, or name another folder",
+        "output_dir: a run with other settings cannot go on here; "
+        "undo the change, name another folder, or accept the change with --accept-changes",
     ]
     assert {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
 

@@ -220,6 +220,10 @@ def train(
             help="Go on with the run in output_dir; auto starts it if there is none.",
         ),
     ] = Resume.NEVER,
+    accept_changes: Annotated[
+        bool,
+        typer.Option("--accept-changes", help="Go on although settings or records changed; it is recorded."),
+    ] = False,
     overfit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Train on the first N documents only.")
     ] = None,
@@ -230,6 +234,9 @@ def train(
     offline: Offline = False,
 ) -> None:
     """Train the policy."""
+    if accept_changes and resume is Resume.NEVER:
+        fact, remedy = "--accept-changes belongs to --resume", "give both, or leave it out"
+        _fail(ConfigError(problem("command line", fact, remedy)), as_json=as_json)
     if nproc > 1:
         from finetooth.training.launcher import launch
 
@@ -244,7 +251,14 @@ def train(
             config = _load(run_file, overrides)
             from finetooth.train import train as run
 
-            return run(config, resume=resume.value, overfit=overfit, console=console, stop=stop)
+            return run(
+                config,
+                resume=resume.value,
+                accept_changes=accept_changes,
+                overfit=overfit,
+                console=console,
+                stop=stop,
+            )
 
     _run(verb, as_json=as_json)
 

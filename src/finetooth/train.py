@@ -29,6 +29,7 @@ from finetooth.training.run_directory import (
     Resume,
     claimed_run_directory,
     describe_run,
+    finished_summary,
     template_notes,
     told_time,
     write_json,
@@ -44,6 +45,7 @@ def train(
     config: SFTConfig,
     *,
     resume: Resume = "never",
+    accept_changes: bool = False,
     overfit: int | None = None,
     console: Console | None = None,
     stop: StopRequest | None = None,
@@ -51,6 +53,8 @@ def train(
     """Trains a policy as the config says; returns what `summary.json` holds.
 
     resume:  never, must (a run with a checkpoint has to be there) or auto (continue it or start).
+    accept_changes: go on although settings or records are others; what changed is recorded. A run may be
+             made longer this way, a finished one too.
     overfit: a sanity run on so many documents: 100 steps (or max_steps) of all of them at the full
              learning rate, without dev records. The loss must collapse; whether it did is said.
     stop:    listens to signals already; default: they are listened to here.
@@ -69,7 +73,7 @@ def train(
             if ranks.is_first:
                 stack.enter_context(claimed_run_directory(output, resume=resume))
         run = _Run(config, ranks, notices, stop, console)
-        summary = _train(run, resume, overfit, devices)
+        summary = _train(run, resume, accept_changes, overfit, devices)
     if overfit is not None:
         _judge_overfit(console, summary)
     return summary
@@ -86,7 +90,9 @@ class _Run:
     console: Console
 
 
-def _train(run: _Run, resume: Resume, overfit: int | None, devices: DeviceManager) -> dict[str, Any]:
+def _train(
+    run: _Run, resume: Resume, accept_changes: bool, overfit: int | None, devices: DeviceManager
+) -> dict[str, Any]:
     started = time.perf_counter()
     config, ranks, console = run.config, run.ranks, run.console
     output = Path(config.output_dir)
@@ -95,13 +101,8 @@ def _train(run: _Run, resume: Resume, overfit: int | None, devices: DeviceManage
         prepared = prepare_data(config, console=console, now=now)
     train_documents, dev_documents = _documents(prepared, overfit)
     with ranks.agreeing("loading the model"):
-        checkpoint = _checkpoint(config, resume, console)
-        policy = load_policy(
-            _base(config, checkpoint),
-            devices=devices,
-            seed=config.training.seed,
-            must_pack=config.training.packing is True,
-        )
+        checkpoint = _checkpoint(config, resume, ranks, console)
+        policy = load_policy(_base(config, checkpoint), devices=devices, seed=config.training.seed)
         notes = _note_tokens(policy, prepared.template, config, checkpoint)
     with ranks.agreeing("setting up"):
         trainer = SFTTrainer(
@@ -115,7 +116,11 @@ def _train(run: _Run, resume: Resume, overfit: int | None, devices: DeviceManage
             console=console,
         )
         if checkpoint is not None:
-            trainer.take_up(checkpoint)
+            trainer.take_up(checkpoint, accept_changes=accept_changes)
+    finished = finished_summary(output) if trainer.is_finished and ranks.is_first else None
+    if ranks.highest(finished is not None):
+        _announce(console, trainer, checkpoint)
+        return finished or {}
     ledger = prepared.folder / "ledger.jsonl"
     if ranks.is_first:
         schedule = trainer.schedule.describe()
@@ -195,7 +200,7 @@ def _documents(prepared: PreparedData, overfit: int | None) -> tuple[DocumentSou
     return Subset(prepared.train, range(min(overfit, prepared.train.num_documents))), None
 
 
-def _checkpoint(config: SFTConfig, resume: Resume, console: Console) -> Checkpoint | None:
+def _checkpoint(config: SFTConfig, resume: Resume, ranks: Ranks, console: Console) -> Checkpoint | None:
     if resume == "never":
         return None
 
@@ -203,7 +208,7 @@ def _checkpoint(config: SFTConfig, resume: Resume, console: Console) -> Checkpoi
         print_line(console, line)
 
     folder = Path(config.output_dir) / "checkpoints"
-    checkpoint = CheckpointManager(folder).latest(notify=notify)
+    checkpoint = CheckpointManager(folder, ranks=ranks).latest(notify=notify, must=resume == "must")
     if checkpoint is None and resume == "must":
         raise FinetoothError(problem(folder, "no checkpoint", "write --resume auto to start the run anew"))
     return checkpoint
@@ -255,15 +260,12 @@ def _announce(console: Console, trainer: SFTTrainer, checkpoint: Checkpoint | No
             f"continues after step {done}" if done < schedule.num_steps else "this run was finished already"
         ]
     print_line(console, "; ".join(lines))
-    if trainer.policy.why_not_packed is not None and trainer.config.training.packing is not False:
-        kind = type(trainer.policy.model).__name__
-        remedy = "each document has a row of its own, which costs speed alone"
-        print_line(console, problem(kind, trainer.policy.why_not_packed, remedy))
 
 
 def _figures(
     trainer: SFTTrainer, result: TrainResult, *, state: Literal["finished", "stopped"]
 ) -> dict[str, Any]:
+    changes = [line for line in result.history if "changes" in line]
     last = {name: value for line in result.history for name, value in line.items()}
     steps = [trainer.schedule.step(number) for number in range(1, result.last_step + 1)]
     first = next((line["train_loss"] for line in result.history if "train_loss" in line), None)
@@ -286,4 +288,5 @@ def _figures(
         "first_train_loss": first,
         "best_step": trainer.state.best_step,
         "peak_memory_mb": round(trainer.devices.peak_memory_mb(), 1),
+        **({"changes": changes} if changes else {}),
     }

@@ -212,10 +212,14 @@ def test_where_all_are_damaged_the_run_does_not_go_on(tmp_path: Path):
         (save(manager, step) / "state.json").unlink()
     with pytest.raises(FinetoothError) as caught:
         manager.latest(notify=refuse)
-    assert str(caught.value) == (
-        f"{tmp_path}/step-000002: damaged: state.json: missing; restore it, or start the run anew elsewhere\n"
-        f"{tmp_path}/step-000001: damaged: state.json: missing; restore it, or start the run anew elsewhere"
-    )
+    fact = "damaged: state.json: missing"
+    assert str(caught.value).split("\n") == [
+        f"{tmp_path}/step-00000{step}: {fact}; restore it, or start the run anew with --resume auto"
+        for step in (2, 1)
+    ]
+    told: list[str] = []
+    assert manager.latest(notify=told.append, must=False) is None
+    assert told == [f"{tmp_path}/step-00000{step}: {fact}; the run starts anew" for step in (2, 1)]
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path):

@@ -195,9 +195,10 @@ def test_a_changed_run_does_not_resume(tmp_path: Path):
         resume(changed, documents, checkpoint)
     folder = tmp_path / "checkpoints" / "step-000010"
     assert str(caught.value).split("\n") == [
-        f"training.seed: 1 here, 42 in {folder}; undo the change",
         f"training.learning_rate: 0.005 here, 0.003 in {folder}; undo the change",
-        "output_dir: a run with other settings cannot go on here; undo the change, or name another folder",
+        f"training.seed: 1 here, 42 in {folder}; undo the change",
+        "output_dir: a run with other settings cannot go on here; "
+        "undo the change, name another folder, or accept the change with --accept-changes",
     ]
 
 

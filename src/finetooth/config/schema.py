@@ -137,9 +137,8 @@ class TrainingConfig:
     global_batch_tokens: Count | None = None
     """Tokens per step over all devices; when set, it decides instead of `global_batch_size`."""
 
-    packing: bool | Literal["auto"] = "auto"
-    """Whether several documents share a row, each by itself; auto: where the model keeps them apart.
-    Never changes what is learnt."""
+    packing: bool = True
+    """Whether several documents share a row, each by itself. Never changes what is learnt."""
 
     row_tokens: Count = 16384
     """Longest row, in tokens; at least `data.max_length`. Never changes what is learnt."""
@@ -170,9 +169,6 @@ class TrainingConfig:
 
     adam_epsilon: Positive = 1e-8
     """AdamW's term against division by zero."""
-
-    dropout: Decay = 0.0
-    """Share of the outputs of every attention and feed-forward block that a step sets to zero."""
 
     max_grad_norm: Positive | None = 1.0
     """Gradients are scaled down to this norm when theirs is larger; null never does."""
@@ -228,6 +224,9 @@ class CheckpointsConfig:
 
     keep: Count = 3
     """How many checkpoints are kept, the best one besides; older ones are removed."""
+
+    background: bool = True
+    """Whether training goes on while a checkpoint is written; a copy of the state is in memory meanwhile."""
 
     stop_deadline: Positive = 25
     """Seconds after SIGTERM, SIGUSR1 or SIGINT within which the step at hand is finished and saved; a run

@@ -41,11 +41,11 @@ class Background:
         if self._ranks.highest(state) != _RUNNING:
             self.wait()
 
-    def wait(self) -> None:
-        """Returns when no work is left; raises what it raised."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Returns when no work is left, or so many seconds have passed; raises what the work raised."""
         if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+            self._thread.join(seconds)
+            self._thread = self._thread if self._thread.is_alive() else None
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure

@@ -10,10 +10,11 @@
 generators: every draw follows from (seed, step).
 """
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from finetooth.training.dealt_files import (
 )
 from finetooth.training.tensor_files import read_like
 
+_PATIENCE_SECONDS = 30.0
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -77,7 +79,7 @@ class CheckpointManager:
         self.folder = Path(folder)
         self.keep = keep
         self._background = Background(ranks) if background else None
-        self._ranks_apart = ranks.apart() if background else ranks
+        self._ranks_apart: Ranks | None = None if background else ranks
 
     def save(self, state: TrainingState, *, policy: PolicyModel, optimizer: torch.optim.Optimizer) -> Path:
         """Writes the checkpoint of step `state.next_step − 1`; then removes those no longer kept.
@@ -94,6 +96,8 @@ class CheckpointManager:
             | gather_tensors(_optimizer_tensors(policy, optimizer), "optimizer", self.ranks, copy=copy)
             | Contents({}, texts, 0)
         )
+        if self._ranks_apart is None:
+            self._ranks_apart = self.ranks.apart()
         path = self._path(state.next_step - 1)
         if self._background is None:
             self._write(path, contents, state.best_step)
@@ -111,11 +115,25 @@ class CheckpointManager:
         if self._background is not None:
             self._background.wait()
 
-    def latest(self, *, notify: Callable[[str], object]) -> Checkpoint | None:
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[None]:
+        """At its end all is on the disk, also where it ends with an error, which is the one that is told."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):
+                if self._background is not None:
+                    # Other ranks may be gone, and what needs them would never end.
+                    self._background.wait(None if self.ranks.world_size == 1 else _PATIENCE_SECONDS)
+            raise
+        self.wait()
+
+    def latest(self, *, notify: Callable[[str], object], must: bool = True) -> Checkpoint | None:
         """The newest checkpoint whose every file is as it was written; None where there is none.
 
         notify: is told of each damaged one that is passed over.
-        Raises FinetoothError where there are checkpoints, and all are damaged.
+        must:   whether it is an error, rather than none, that all of them are damaged.
+        Raises FinetoothError for that.
         """
         damaged: list[tuple[Path, str]] = []
         for number in reversed(self._numbers()):
@@ -127,8 +145,11 @@ class CheckpointManager:
                     notify(problem(place, fact, "the checkpoint before it is used"))
                 return Checkpoint(folder, TrainingState(**fields))
             damaged.append((folder, f"damaged: {damages[0]}"))
-        if damaged:
-            remedy = "restore it, or start the run anew elsewhere"
+        if not must:
+            for place, fact in damaged:
+                notify(problem(place, fact, "the run starts anew"))
+        elif damaged:
+            remedy = "restore it, or start the run anew with --resume auto"
             raise FinetoothError(problem(place, fact, remedy) for place, fact in damaged)
         return None
 
@@ -140,7 +161,7 @@ class CheckpointManager:
     def set_aside_after(self, step: int, *, best_step: int | None) -> list[Path]:
         """Renames the checkpoints of later steps, which a run that goes on behind `step` will make again.
 
-        They are damaged, or of a course that was left; NAME.aside keeps them until somebody removes them.
+        They are damaged, or of a course that was left; as aside-step-000200 they stay until removed by hand.
         Returns their new places on rank 0.
         """
         moved: list[Path] = []
@@ -148,7 +169,7 @@ class CheckpointManager:
             for number in self._numbers() if self.ranks.is_first else ():
                 if number > step:
                     path = self._path(number)
-                    aside = path.with_name(f"{path.name}.aside")
+                    aside = path.with_name(f"aside-{path.name}")
                     with told_plainly(aside):
                         if aside.exists():
                             remove_folder(aside)
@@ -165,6 +186,7 @@ class CheckpointManager:
 
     def _write(self, path: Path, contents: Contents, best_step: int | None) -> None:
         """Makes the checkpoint appear, then what depends on it: the older ones go when it is there."""
+        assert self._ranks_apart is not None, "`save` has opened it"
         written: dict[str, FileEntry] = {}
         if self.ranks.is_first:
             self._remove_leftovers()

@@ -8,10 +8,11 @@
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from finetooth.base.files import write_atomically
+from finetooth.base.files import told_plainly, write_atomically
 
 
 class MetricsLog:
@@ -30,8 +31,14 @@ class MetricsLog:
         """Writes one line."""
         if not self.is_written:
             return
-        with self.path.open("a", encoding="utf-8") as file:
+        with told_plainly(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def sync(self) -> None:
+        """Returns when every line is on the disk, as a checkpoint that knows of them needs it."""
+        if self.is_written and self.path.exists():
+            with told_plainly(self.path), self.path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def lines(self) -> list[dict[str, Any]]:
         """Every complete line; one that was cut off while being written is left out."""
