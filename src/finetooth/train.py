@@ -102,7 +102,12 @@ def _train(
     train_documents, dev_documents = _documents(prepared, overfit)
     with ranks.agreeing("loading the model"):
         checkpoint = _checkpoint(config, resume, ranks, console)
-        policy = load_policy(_base(config, checkpoint), devices=devices, seed=config.training.seed)
+        policy = load_policy(
+            _base(config, checkpoint),
+            devices=devices,
+            seed=config.training.seed,
+            must_pack=config.training.packing is True,
+        )
         notes = _note_tokens(policy, prepared.template, config, checkpoint)
     with ranks.agreeing("setting up"):
         trainer = SFTTrainer(
@@ -260,6 +265,10 @@ def _announce(console: Console, trainer: SFTTrainer, checkpoint: Checkpoint | No
             f"continues after step {done}" if done < schedule.num_steps else "this run was finished already"
         ]
     print_line(console, "; ".join(lines))
+    if trainer.policy.why_not_packed is not None and trainer.config.training.packing is not False:
+        kind = type(trainer.policy.model).__name__
+        remedy = "each document has a row of its own, which costs speed alone"
+        print_line(console, problem(kind, trainer.policy.why_not_packed, remedy))
 
 
 def _figures(

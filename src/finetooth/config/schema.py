@@ -137,8 +137,9 @@ class TrainingConfig:
     global_batch_tokens: Count | None = None
     """Tokens per step over all devices; when set, it decides instead of `global_batch_size`."""
 
-    packing: bool = True
-    """Whether several documents share a row, each by itself. Never changes what is learnt."""
+    packing: bool | Literal["auto"] = "auto"
+    """Whether several documents share a row, each by itself; auto: where the model keeps them apart.
+    Never changes what is learnt."""
 
     row_tokens: Count = 16384
     """Longest row, in tokens; at least `data.max_length`. Never changes what is learnt."""
@@ -169,6 +170,9 @@ class TrainingConfig:
 
     adam_epsilon: Positive = 1e-8
     """AdamW's term against division by zero."""
+
+    dropout: Decay = 0.0
+    """Share of the outputs of every attention and feed-forward block that a step sets to zero."""
 
     max_grad_norm: Positive | None = 1.0
     """Gradients are scaled down to this norm when theirs is larger; null never does."""
