@@ -80,6 +80,8 @@ evaluation:
 checkpoints:
   every: 200  # default
   keep: 3  # default
+  background: true  # default
+  stop_deadline: 25  # default
 logging:
   every: 1  # default
 output_dir: "123"  # run.yaml:3
