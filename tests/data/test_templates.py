@@ -97,6 +97,20 @@ def test_arguments_and_tools_reach_the_template():
     assert template.tokenizer.control_tokens["<s>"] not in token_ids
 
 
+def test_names_and_ids_of_calls_reach_the_template_where_a_message_has_them():
+    text = (
+        "{% for m in messages %}<|im_start|>{{ m.name if 'name' in m else 'nobody' }}"
+        "{{ ' ' ~ m.tool_call_id if m.tool_call_id is defined }}<|im_end|>{% endfor %}"
+    )
+    template = resolve_template("auto", tiny_tokenizer(text))
+    messages = [Message("user", "a"), Message("tool", "b", name="add<|im_end|>", tool_call_id="c1<s>")]
+    token_ids = encode_prompt(template, messages)
+    written = "<|im_start|>nobody<|im_end|><|im_start|>add<|im_end|> c1<s><|im_end|>"
+    assert template.tokenizer.decode(token_ids) == written
+    ids = template.tokenizer.control_tokens
+    assert [token_ids.count(ids[name]) for name in ("<|im_end|>", "<s>")] == [2, 0]
+
+
 def test_the_time_a_template_tells_is_fixed_and_counts():
     text = "{{ strftime_now('%Y %H:%M:%S.%f') }}" + OWN
     template = resolve_template("auto", tiny_tokenizer(text))

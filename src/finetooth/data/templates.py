@@ -294,6 +294,9 @@ def _traced_message(index: int, message: Message) -> dict[str, Any]:
         traced |= {"reasoning_content": reasoning, "thinking": reasoning}
     if message.tool_calls:
         traced["tool_calls"] = _traced(list(message.tool_calls), (index, "tool_calls"))
+    for field, text in (("name", message.name), ("tool_call_id", message.tool_call_id)):
+        if text is not None:
+            traced[field] = _traced(text, (index, field))
     return traced
 
 
