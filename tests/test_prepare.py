@@ -108,6 +108,25 @@ def test_what_was_not_read_trimmed_or_listed_is_told():
     ]
 
 
+def test_what_became_of_whole_messages_is_told():
+    think = {"role": "assistant", "content": "<think>so</think>four"}
+    question = {"role": "user", "content": "What?"}
+    Path("train.jsonl").write_text(json.dumps({"messages": [question, think, question, think, question]}))
+    rewriting = (
+        "{% for m in messages %}<|im_start|>{{ m.role ~ '\n' }}"
+        "{% if loop.last and m.role == 'assistant' %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+        "{{ m.content }}<|im_end|>{% endfor %}{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+    )
+    Path("rewriting.jinja").write_text(rewriting)
+    result, output = run({"dev": None, "template": "rewriting.jinja"})
+    assert [result[f"num_{name}"] for name in ("behind", "rewritten", "reasoning")] == [1, 1, 2]
+    assert output.split("user messages")[1].split("\n")[1:4] == [
+        "1 messages behind the last answer that is trained, left out",
+        "1 conversations in several documents, as the template rewrites history",
+        "2 answers whose leading <think>…</think> was read as reasoning",
+    ]
+
+
 def test_colours_are_for_terminals_only():
     _, plain = run({"dev": None})
     assert "\x1b" not in plain

@@ -224,6 +224,35 @@ def test_trimming_is_counted_over_content_and_reasoning():
     assert report == RenderReport(num_trimmed=5, num_seams=0)
 
 
+@pytest.mark.parametrize(
+    ("weights", "loss_on", "num_behind"),
+    [
+        *(([1, None], "assistant", 1), ([1, None, 0, None], "assistant", 3), ([1, None, 1, None], "last", 1)),
+        *(([1], "assistant", 0), ([1, None], "all", 0), ([0, None, 1], "assistant", 0)),
+    ],
+)
+def test_messages_behind_the_last_answer_that_is_trained_are_counted(
+    weights: list[float | None], loss_on: LossOn, num_behind: int
+):
+    rest = [Message("user", "b") if w is None else Message("assistant", "c", loss_weight=w) for w in weights]
+    talk = Conversation((Message("user", "a"), *rest), Origin("test.jsonl", 1))
+    options = MaskOptions(loss_on=loss_on)
+    [result], report = render_with_report([talk], tiny_template("chatml"), options=options)
+    assert not isinstance(result, Refusal)
+    assert report == RenderReport(num_behind=num_behind)
+
+
+def test_conversations_with_rewritten_history_and_answers_read_as_reasoning_are_counted():
+    thinking = Message("assistant", "b", "so", text_with_reasoning="<think>so</think>b")
+    talk = Conversation((Message("user", "a"), thinking) * 2, Origin("test.jsonl", 1))
+    [result], report = render_with_report([talk], tiny_template("rewriting"))
+    assert not isinstance(result, Refusal)
+    assert len(result) == 2
+    assert report == RenderReport(num_rewritten=1, num_reasoning=2)
+    [_], report = render_with_report([talk], tiny_template("chatml"))
+    assert (report.num_rewritten, report.num_reasoning) == (0, 0), "the text stays as it was"
+
+
 def test_the_system_text_stands_before_conversations_that_have_none():
     tokenizer = tiny_tokenizer()
     template = resolve_template("chatml", tokenizer, system="Be kind.<|im_end|>")

@@ -15,10 +15,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from finetooth.data.reasoning import writes_reasoning
 from finetooth.data.records import Conversation, Document, GivenTokens, Origin, PlainText
 from finetooth.data.refusals import Refusal, RefusedError
 from finetooth.data.templates import Template
-from finetooth.data.turns import Chain, MaskOptions, Span, Turn, prove_turns, stop_characters
+from finetooth.data.turns import (
+    Chain,
+    MaskOptions,
+    Span,
+    Turn,
+    num_messages_behind,
+    prove_turns,
+    stop_characters,
+)
 from finetooth.data.twin import Rendered, Twin
 from finetooth.data.unrendered import given_document, text_documents
 
@@ -31,6 +40,9 @@ class RenderReport:
     """What rendering changed, added up over records.
 
     num_trimmed:      characters of whitespace that the template cut off at the edges of trained messages
+    num_behind:       messages behind the last trained answer; no document holds them
+    num_rewritten:    conversations in several documents, because the template rewrites history
+    num_reasoning:    answers whose leading <think>…</think> the template was given as reasoning_content
     num_seams:        documents whose ids differ from those of their text encoded as one string, because a
                       token would have crossed the end of the generation prompt
     num_other_blocks: trained turns around which the template's generation block holds more or less
@@ -41,6 +53,9 @@ class RenderReport:
     """
 
     num_trimmed: int = 0
+    num_behind: int = 0
+    num_rewritten: int = 0
+    num_reasoning: int = 0
     num_seams: int = 0
     num_other_blocks: int = 0
     num_divided: int = 0
@@ -51,6 +66,9 @@ class RenderReport:
     def __add__(self, other: "RenderReport") -> "RenderReport":
         return RenderReport(
             self.num_trimmed + other.num_trimmed,
+            self.num_behind + other.num_behind,
+            self.num_rewritten + other.num_rewritten,
+            self.num_reasoning + other.num_reasoning,
             self.num_seams + other.num_seams,
             self.num_other_blocks + other.num_other_blocks,
             self.num_divided + other.num_divided,
@@ -140,7 +158,10 @@ def _render_conversations(
             is_all = options.loss_on == "all"
             stops = stop_characters(twin, template.stop_token_ids) if is_all else frozenset[str]()
             documents = tuple(_document(part, twin, conversation.origin, stops) for part in parts)
-            yield documents, _report(parts, twin)
+            num_behind = num_messages_behind(conversation.messages, options.loss_on)
+            num_reasoning = _num_read_as_reasoning(conversation, template)
+            of_messages = (num_behind, int(len(chains) > 1), num_reasoning)
+            yield documents, _report(parts, twin, of_messages)
         except RefusedError as error:
             yield error.refusal, None
 
@@ -275,13 +296,24 @@ def _find_controls(text: Rendered, token_ids: np.ndarray, twin: Twin) -> np.ndar
     return controls
 
 
-def _report(parts: Sequence[_Part], twin: Twin) -> RenderReport | None:
+def _num_read_as_reasoning(conversation: Conversation, template: Template) -> int:
+    num_split_off = sum(message.text_with_reasoning is not None for message in conversation.messages)
+    return num_split_off if num_split_off and writes_reasoning(template) else 0
+
+
+def _report(parts: Sequence[_Part], twin: Twin, of_messages: tuple[int, int, int]) -> RenderReport | None:
+    """of_messages: num_behind, num_rewritten and num_reasoning of the conversation."""
     turns = [turn for part in parts for turn in part.turns]
     names = [name for part in parts for name in twin.names_in(part.text.text)]
     num_seams = sum(part.seam is not None for part in parts)
-    if not (names or num_seams or any(turn.num_trimmed or turn.has_other_block for turn in turns)):
+    is_changed = names or num_seams or any(of_messages)
+    if not (is_changed or any(turn.num_trimmed or turn.has_other_block for turn in turns)):
         return None
+    num_behind, num_rewritten, num_reasoning = of_messages
     return RenderReport(
+        num_behind=num_behind,
+        num_rewritten=num_rewritten,
+        num_reasoning=num_reasoning,
         num_trimmed=sum(turn.num_trimmed for turn in turns),
         num_seams=num_seams,
         num_other_blocks=sum(turn.has_other_block for turn in turns),

@@ -129,6 +129,14 @@ def prove_turns(
     return twin, _within_blocks(chains, messages) if has_blocks(template) else chains
 
 
+def num_messages_behind(messages: Sequence[Message], loss_on: LossOn) -> int:
+    """How many messages stand behind the last one that `prove_turns` shows: behind all that is trained."""
+    last = messages[-1]
+    if loss_on == "all" or (last.role == "assistant" and last.loss_weight):
+        return 0
+    return len(messages) - 1 - _trained(messages, loss_on)[-1]
+
+
 @functools.lru_cache(maxsize=8)
 def stop_characters(twin: Twin, stop_token_ids: tuple[int, ...]) -> frozenset[str]:
     """The private characters of the tokens that end a turn."""
