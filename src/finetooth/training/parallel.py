@@ -32,6 +32,12 @@ class SharedPolicy:
     policy: PolicyModel
     trained: nn.Module
     ranks: Ranks
+    sums_once: bool = True
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the ranks hold parts of the parameters (FSDP2), which they gather in every forward pass."""
+        return isinstance(self.trained, FSDPModule)
 
     def loss_sum(self, batch: Batch, *, gradient_scale: float) -> torch.Tensor:
         """The weighted loss sum of this rank's batch; a scalar."""
