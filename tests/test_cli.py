@@ -97,7 +97,10 @@ def test_train_gets_its_settings_and_options(replace_verb: Any):
     assert config.training.learning_rate == 1e-4
     assert config.data.train == "train.jsonl"
     assert isinstance(verb.keywords.pop("stop"), StopRequest)
-    assert verb.keywords == {"resume": "never", "overfit": 8}
+    assert verb.keywords == {
+        **{"resume": "never", "accept_changes": False},
+        **{"overfit": 8, "auto_fit": False},
+    }
 
 
 @pytest.mark.parametrize(
@@ -189,18 +192,18 @@ class OutOfMemoryError(RuntimeError):
         (
             MemoryError(),
             4,
-            "memory: no memory left; lower training.row_tokens or training.rows_at_once\n",
+            "memory: no memory left; lower training.row_tokens or training.rows_at_once, as train --auto-fit does\n",
         ),
         (
             OutOfMemoryError("CUDA out of memory.\nTried to"),
             4,
-            "memory: CUDA out of memory.; lower training.row_tokens or training.rows_at_once\n",
+            "memory: CUDA out of memory.; lower training.row_tokens or training.rows_at_once, as train --auto-fit does\n",
         ),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
             4,
             "memory: [enforce fail] DefaultCPUAllocator: can't allocate memory; "
-            "lower training.row_tokens or training.rows_at_once\n",
+            "lower training.row_tokens or training.rows_at_once, as train --auto-fit does\n",
         ),
         (DataError("a[red]: \x1b[31mb\r\x07\n\u202e; c"), 3, "a[red]: \\x1b[31mb\\r\\x07\\n\\u202e; c\n"),
         (DataError(["x: y; z"] * 52), 3, "x: y; z\n" * 50 + "… and 2 more\n"),

@@ -19,10 +19,11 @@ import typer
 from finetooth import __version__
 from finetooth.base.errors import (
     ConfigError,
-    DeviceMemoryError,
     FinetoothError,
     Stopped,
     ToldElsewhere,
+    is_out_of_memory,
+    out_of_memory,
     problem,
 )
 from finetooth.base.stopping import StopRequest
@@ -230,6 +231,9 @@ def train(
     nproc: Annotated[
         int, typer.Option(min=1, metavar="N", help="Share the work among N processes of this machine.")
     ] = 1,
+    auto_fit: Annotated[
+        bool, typer.Option("--auto-fit", help="Shorten rows that the device's memory does not hold.")
+    ] = False,
     as_json: AsJson = False,
     offline: Offline = False,
 ) -> None:
@@ -256,6 +260,7 @@ def train(
                 resume=resume.value,
                 accept_changes=accept_changes,
                 overfit=overfit,
+                auto_fit=auto_fit,
                 console=console,
                 stop=stop,
             )
@@ -380,11 +385,9 @@ def _run(verb: Callable[["Console"], dict[str, Any] | None], *, as_json: bool) -
     except KeyboardInterrupt:
         _fail(Stopped("interrupted", exit_code=130), as_json=as_json)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        first_line = (str(error).splitlines() or ["no memory left"])[0]
-        remedy = "lower training.row_tokens or training.rows_at_once"
-        _fail(DeviceMemoryError(problem("memory", first_line, remedy)), as_json=as_json)
+        _fail(out_of_memory("memory", error), as_json=as_json)
     else:
         if line is not None and _rank() == 0:
             print(line)
@@ -396,13 +399,6 @@ def _as_line(result: dict[str, Any] | None) -> str:
     except ValueError:
         fact, remedy = "holds a number that is infinite or not a number", "look at it without --json"
         raise FinetoothError(problem("result", fact, remedy)) from None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; torch tells by its own class on CUDA and by a sentence elsewhere."""
-    sentences = ("DefaultCPUAllocator: ", "MPS backend out of memory")
-    is_torch_class = type(error).__name__ == "OutOfMemoryError"
-    return isinstance(error, MemoryError) or is_torch_class or any(text in str(error) for text in sentences)
 
 
 def _rank() -> int:

@@ -47,6 +47,7 @@ def train(
     resume: Resume = "never",
     accept_changes: bool = False,
     overfit: int | None = None,
+    auto_fit: bool = False,
     console: Console | None = None,
     stop: StopRequest | None = None,
 ) -> dict[str, Any]:
@@ -57,6 +58,7 @@ def train(
              made longer this way, a finished one too.
     overfit: a sanity run on so many documents: 100 steps (or max_steps) of all of them at the full
              learning rate, without dev records. The loss must collapse; whether it did is said.
+    auto_fit: rows become shorter where the device's memory does not hold them.
     stop:    listens to signals already; default: they are listened to here.
     Raises Stopped after a signal, once everything is saved.
     """
@@ -72,7 +74,7 @@ def train(
         with ranks.agreeing("opening output_dir"):
             if ranks.is_first:
                 stack.enter_context(claimed_run_directory(output, resume=resume))
-        run = _Run(config, ranks, notices, stop, console)
+        run = _Run(config, ranks, notices, stop, auto_fit, console)
         summary = _train(run, resume, accept_changes, overfit, devices)
     if overfit is not None:
         _judge_overfit(console, summary)
@@ -87,6 +89,7 @@ class _Run:
     ranks: Ranks
     notices: Notices
     stop: StopRequest
+    auto_fit: bool
     console: Console
 
 
@@ -119,6 +122,7 @@ def _train(
             devices=devices,
             ranks=ranks,
             console=console,
+            auto_fit=run.auto_fit,
         )
         if checkpoint is not None:
             trainer.take_up(checkpoint, accept_changes=accept_changes)

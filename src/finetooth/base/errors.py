@@ -25,6 +25,21 @@ def problem(place: object, fact: str, remedy: str) -> str:
     return f"{place}: {fact}; {remedy}"
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; torch tells by its own class on CUDA and by a sentence elsewhere."""
+    sentences = ("DefaultCPUAllocator: ", "MPS backend out of memory")
+    is_torch_class = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError) or is_torch_class or any(text in str(error) for text in sentences)
+
+
+def out_of_memory(place: str, error: Exception | None) -> "DeviceMemoryError":
+    """Tells in a sentence what torch tells in many; error: None where another process met it."""
+    lines = [] if error is None else str(error).splitlines()
+    fact = lines[0] if lines else "no memory left"
+    remedy = "lower training.row_tokens or training.rows_at_once, as train --auto-fit does"
+    return DeviceMemoryError(problem(place, fact, remedy))
+
+
 class FinetoothError(Exception):
     """A failure to be told in plain sentences, never as a traceback.
 

@@ -177,6 +177,10 @@ class TrainingConfig:
     max_grad_norm: Positive | None = 1.0
     """Gradients are scaled down to this norm when theirs is larger; null never does."""
 
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is not finite: stop ends the run, skip passes over up to ten of them
+    and notes their documents in metrics.jsonl. Neither touches the policy."""
+
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the forward and backward pass; parameters stay in fp32. Auto takes what pays here."""
 
@@ -243,6 +247,10 @@ class LoggingConfig:
 
     every: Count = 1
     """Steps between lines of metrics.jsonl."""
+
+    spikes: bool = True
+    """Whether a loss far above those of the last 100 steps is noted, with the documents of that step that
+    have the highest loss."""
 
 
 @dataclass(frozen=True, kw_only=True)

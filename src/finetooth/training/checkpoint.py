@@ -48,6 +48,8 @@ class TrainingState:
     identity:      what decides the trajectory (data, tokenizer, template, seed, …), by name
     best_step, best_dev_loss: the best evaluation so far
     scaler:        the gradient scaler's state, empty unless fp16
+    num_skipped:   steps passed over because their loss or gradient was not finite
+    recent_losses: those of the last steps, which a spike is held against
     """
 
     next_step: int
@@ -55,6 +57,8 @@ class TrainingState:
     best_step: int | None = None
     best_dev_loss: float | None = None
     scaler: dict[str, Any] = field(default_factory=dict[str, Any])
+    num_skipped: int = 0
+    recent_losses: list[float] = field(default_factory=list[float])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,15 @@
 """One optimiser update: sums inside, one division by the step's total loss weight, then clip and update."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from finetooth.base.devices import DeviceManager
-from finetooth.base.errors import NonFiniteError, problem
+from finetooth.base.errors import NonFiniteError, is_out_of_memory, out_of_memory, problem
 from finetooth.batching.collate import Batch
 from finetooth.training.parallel import SharedPolicy, whole
 
@@ -38,11 +39,14 @@ def train_step(
     devices: DeviceManager,
     max_grad_norm: float | None,
     place: str = "step",
+    nothing: Batch | None = None,
 ) -> StepResult:
     """Accumulates the gradient of all batches, over all ranks, and updates the parameters once.
 
     batches: this rank's, as many as on every other rank. total_loss_weight: of the whole step, over all
     batches of all ranks. place: names the step in messages.
+    nothing: a batch without documents. Given one, the ranks agree that the memory of each has held the step
+    before they add their gradients; else all raise DeviceMemoryError, and the step can be tried again.
     In fp16, a gradient that overflows is computed again from the same batches with a lower loss
     scale. A step without targets updates nothing.
     Raises NonFiniteError, before the update, when the loss or the gradient is not finite.
@@ -51,19 +55,20 @@ def train_step(
         return StepResult(loss=0.0, grad_norm=0.0)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     while True:
-        loss = _accumulate(shared, batches, total_loss_weight, optimizer, scaler, devices)
+        loss = _accumulate(shared, batches, total_loss_weight, optimizer, scaler, devices, place, nothing)
         scaler.unscale_(optimizer)
         grad_norm = _grad_norm(parameters)
         if math.isfinite(loss) and math.isfinite(grad_norm):
             break
         if not scaler.is_enabled() or scaler.get_scale() <= SMALLEST_LOSS_SCALE or not math.isfinite(loss):
             optimizer.zero_grad()
+            scaler.update(scaler.get_scale())  # forgets this step
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {grad_norm}"
             remedy = (
                 "the parameters were not touched; look at these documents, or lower training.learning_rate"
             )
             raise NonFiniteError(problem(place, what, remedy))
-        scaler.update()
+        _lower_scale(scaler)
     if max_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(
             parameters, max_grad_norm, torch.tensor(grad_norm, device=devices.device)
@@ -83,20 +88,52 @@ def _accumulate(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     devices: DeviceManager,
+    place: str = "step",
+    nothing: Batch | None = None,
 ) -> float:
     """Leaves the (scaled) gradient of the step's mean loss in the parameters; returns that loss."""
     optimizer.zero_grad()
     loss_sum = torch.zeros((), dtype=torch.float64 if devices.device.type != "mps" else torch.float32)
     loss_sum = loss_sum.to(devices.device)
     gradient_scale = scaler.get_scale() / total_loss_weight
-    for number, batch in enumerate(batches, start=1):
-        with shared.accumulating(is_last=number == len(batches)):
-            with devices.autocast():
+
+    def accumulate(batch: Batch, *, is_last: bool) -> None:
+        nonlocal loss_sum
+        with shared.accumulating(is_last=is_last):
+            with shared.ranks.doing(f"{place}, forward"), devices.autocast():
                 batch_sum = shared.loss_sum(batch.to(devices.device), gradient_scale=gradient_scale)
-            shared.backward(scaler.scale(batch_sum / total_loss_weight))
+            with shared.ranks.doing(f"{place}, backward"):
+                shared.backward(scaler.scale(batch_sum / total_loss_weight))
         loss_sum += batch_sum.detach()
+
+    with _agreeing_on_memory(shared, place) if nothing else contextlib.nullcontext():
+        for number, batch in enumerate(batches, start=1):
+            accumulate(batch, is_last=number == len(batches) and nothing is None)
+    if nothing is not None:
+        accumulate(nothing, is_last=True)
     (over_all_ranks,) = shared.ranks.sums([float(loss_sum)])
     return over_all_ranks / total_loss_weight
+
+
+@contextlib.contextmanager
+def _agreeing_on_memory(shared: SharedPolicy, place: str) -> Iterator[None]:
+    failure: Exception | None = None
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        failure = error
+    if shared.ranks.highest(int(failure is not None)):
+        raise out_of_memory(place, failure) from None
+
+
+def _lower_scale(scaler: torch.amp.GradScaler) -> None:
+    """As `update` after an overflow; that one only knows of overflows in this rank's part of the gradient."""
+    state = scaler.state_dict()
+    lower = {"scale": state["scale"] * state["backoff_factor"], "_growth_tracker": 0}
+    scaler.load_state_dict(state | lower)
+    scaler.update(lower["scale"])
 
 
 def _grad_norm(parameters: Sequence[nn.Parameter]) -> float:

@@ -1,7 +1,6 @@
 """SFTTrainer: executes a schedule step by step, evaluates and saves on the way."""
 
 import contextlib
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,28 +10,34 @@ from rich.console import Console
 
 from finetooth.base.devices import DeviceManager
 from finetooth.base.distributed import ALONE, Ranks
-from finetooth.base.errors import ConfigError, NonFiniteError, problem
-from finetooth.base.files import write_atomically
+from finetooth.base.errors import (
+    ConfigError,
+    DeviceMemoryError,
+    NonFiniteError,
+    ToldElsewhere,
+    is_out_of_memory,
+    out_of_memory,
+    problem,
+)
 from finetooth.base.stopping import CutShort, StopRequest
 from finetooth.base.terminal import print_line
-from finetooth.batching.collate import collate
-from finetooth.batching.packing import forward_passes, layout_of
+from finetooth.batching.collate import Batch, collate
+from finetooth.batching.packing import Layout, Row, forward_passes, layout_of
 from finetooth.batching.schedule import Step, schedule_of
 from finetooth.config.schema import SFTConfig
 from finetooth.data.preparation import prepare_data
 from finetooth.data.records import DocumentSource
 from finetooth.data.templates import Template
-from finetooth.evaluation.answers import Extractor
-from finetooth.evaluation.dev_loss import measure_losses, sample_documents
-from finetooth.evaluation.exact_match import Answered, answer_documents, share
 from finetooth.model.load import load_policy, refuse_misfits
 from finetooth.model.policy import PolicyModel
 from finetooth.model.vocabulary import add_rows
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager, TrainingState, restore_optimizer
-from finetooth.training.guards import blame_documents
+from finetooth.training.examination import Examination, in_words
+from finetooth.training.guards import REMEMBERED_LOSSES, blame_documents, highest_losses, usual_loss
+from finetooth.training.memory import LargestPass, find_layout, fits, largest_pass, release, smaller
 from finetooth.training.metrics import MetricsLog
 from finetooth.training.optimizer import create_optimizer, lr_at, num_warmup_steps
-from finetooth.training.parallel import distribute, whole_parameters
+from finetooth.training.parallel import distribute
 from finetooth.training.progress import ProgressView
 from finetooth.training.resuming import (
     Change,
@@ -43,6 +48,8 @@ from finetooth.training.resuming import (
 )
 from finetooth.training.step import StepResult, train_step
 
+# Skipping more steps than this hides that a run goes wrong.
+MOST_SKIPPED = 10
 # Few row lengths let CUDA reuse its plans; on a CPU every padded token is lost time.
 ROW_LENGTHS_ON_CUDA = 8
 
@@ -70,6 +77,7 @@ class SFTTrainer:
     template: decodes and ends answers; needed for exact match only.
     devices:  default: as the config says. console: where progress is shown; default: nowhere.
     ranks:    this process among those of the run; every one of them must do the same.
+    auto_fit: rows become shorter where the device's memory does not hold them.
     """
 
     def __init__(
@@ -83,9 +91,11 @@ class SFTTrainer:
         devices: DeviceManager | None = None,
         ranks: Ranks = ALONE,
         console: Console | None = None,
+        auto_fit: bool = False,
     ):
         self.config = config
         self.ranks = ranks
+        self.auto_fit = auto_fit
         self.console = console or Console(quiet=True)
         self.devices = devices or DeviceManager(config.training.device, config.training.precision)
         documents = train
@@ -123,8 +133,17 @@ class SFTTrainer:
             ranks=ranks,
             background=config.checkpoints.background,
         )
-        self.samples = output / "samples"
         self.shared = distribute(self.policy, ranks, parallel=config.parallel, devices=self.devices)
+        self.examination = Examination(
+            policy,
+            documents,
+            dev,
+            template,
+            config,
+            self.devices,
+            ranks,
+            samples=output / "samples",
+        )
         self.optimizer = create_optimizer(
             self.policy,
             learning_rate=config.training.learning_rate,
@@ -177,6 +196,7 @@ class SFTTrainer:
                 stop.hold()
             stack.enter_context(self.checkpoints.finishing())
             stack.enter_context(view)
+            self._rehearse()
             stopped = self._catch_up(stop, view)
             if stopped is None:
                 stopped = self._train_steps(first, stop, view)
@@ -242,7 +262,7 @@ class SFTTrainer:
             raise ConfigError(problem("training.row_tokens", fact, f"write {longest} or more"))
 
     def _leave_behind(self, done: int) -> None:
-        """Lets go of all that a run beyond the step that was taken up has left, and tells what has changed."""
+        """Lets go of what a run beyond the step that was taken up has left, and tells what has changed."""
         self.metrics.forget_after(done if done > 0 else -1)  # step 0 is evaluated again, too
         for aside in self.checkpoints.set_aside_after(done, best_step=self.state.best_step):
             print_line(self.console, f"{aside}: set aside; the run goes on behind step {done}")
@@ -256,20 +276,29 @@ class SFTTrainer:
         self.checkpoints.check()
         started = time.perf_counter()
         learning_rate = self._learning_rate(step.number)
-        result = self._train_step(step, learning_rate)
+        place = {"step": step.number, "epoch": round(step.number / self.schedule.steps_per_epoch, 4)}
+        try:
+            result = self._train_fitting_step(step, learning_rate)
+        except NonFiniteError as error:
+            self._skip(error)
+            self.metrics.append({**place, "skipped": error.problems})
+            view.note(f"step {step.number} skipped: {error.problems[0].partition(': ')[2]}")
+            return
         seconds = time.perf_counter() - started
-        self.state = replace(self.state, next_step=step.number + 1)
+        spike = self._spike(step, result.loss)
+        recent = [*self.state.recent_losses, result.loss][-REMEMBERED_LOSSES:]
+        self.state = replace(self.state, next_step=step.number + 1, recent_losses=recent)
         view.step(
             step.number,
             loss=result.loss,
             learning_rate=learning_rate,
             tokens_per_second=step.num_tokens / seconds,
         )
-        if step.number == self.schedule.num_steps or _is_due(step.number, self.config.logging.every):
+        is_last = step.number == self.schedule.num_steps
+        if is_last or spike or _is_due(step.number, self.config.logging.every):
             self.metrics.append(
                 {
-                    "step": step.number,
-                    "epoch": round(step.number / self.schedule.steps_per_epoch, 4),
+                    **place,
                     "loss": result.loss,
                     "learning_rate": learning_rate,
                     "grad_norm": result.grad_norm,
@@ -278,22 +307,96 @@ class SFTTrainer:
                     "num_tokens": step.num_tokens,
                     "seconds": round(seconds, 4),
                     "peak_memory_mb": round(self.devices.peak_memory_mb(), 1),
+                    **({"row_tokens": self.layout.row_tokens} if self.auto_fit else {}),
+                    **spike,
                 }
             )
+
+    def _skip(self, error: NonFiniteError) -> None:
+        """Passes over a step that cannot be trained, if the settings allow it; raises the error if not."""
+        if self.config.training.on_non_finite == "stop":
+            raise error
+        if self.state.num_skipped >= MOST_SKIPPED:
+            fact = f"{MOST_SKIPPED} steps were skipped before this one"
+            remedy = "look at their documents in metrics.jsonl, or lower training.learning_rate"
+            raise NonFiniteError([*error.problems, problem("training.on_non_finite", fact, remedy)])
+        done, skipped = self.state.next_step, self.state.num_skipped
+        self.state = replace(self.state, next_step=done + 1, num_skipped=skipped + 1)
+
+    def _spike(self, step: Step, loss: float) -> dict[str, Any]:
+        """What metrics.jsonl says of a loss far above those before it; documents are measured now."""
+        usual = usual_loss(loss, self.state.recent_losses) if self.config.logging.spikes else None
+        if usual is None:
+            return {}
+        numbers = step.documents.tolist()
+        documents = highest_losses(self.policy, self.train_documents, numbers=numbers, devices=self.devices)
+        return {"spike": {"usual_loss": usual, "documents": documents}}
+
+    def _rehearse(self) -> None:
+        """Tries the run's largest forward pass, so that memory that does not hold it is told at once."""
+        if self.is_finished:
+            return
+        layout, error = find_layout(
+            self.layout, self._fits, longest_document=self._longest_document, devices=self.devices
+        )
+        if error is not None and (layout is None or not self.auto_fit):
+            raise error if self.ranks.is_first else ToldElsewhere(exit_code=error.exit_code)
+        if layout is not None and layout != self.layout:
+            self._take_layout(layout)
+
+    def _fits(self, layout: Layout) -> LargestPass | None:
+        """The largest forward pass in this layout where it does not fit, else None."""
+        largest = largest_pass(
+            self.schedule, layout, first=self.state.next_step, world_size=self.ranks.world_size
+        )
+        with self.ranks.doing("rehearsing the largest forward pass"):
+            batch = self._batch(largest.rows, largest.step)
+            is_fitting = fits(self.shared, batch, optimizer=self.optimizer, devices=self.devices)
+        return None if is_fitting else largest
+
+    def _take_layout(self, layout: Layout) -> None:
+        self.layout = layout
+        facts = f"row_tokens {layout.row_tokens:,}, rows_at_once {layout.rows_at_once}"
+        print_line(self.console, f"memory does not hold the rows that were asked for; goes on with {facts}")
+
+    def _train_fitting_step(self, step: Step, learning_rate: float) -> StepResult:
+        """Tries the step in ever smaller rows while memory does not hold it and `auto_fit` is on."""
+        while True:
+            try:
+                return self._train_step(step, learning_rate)
+            except (MemoryError, RuntimeError, DeviceMemoryError) as error:
+                if not isinstance(error, DeviceMemoryError) and not is_out_of_memory(error):
+                    raise
+                layout = smaller(self.layout, longest_document=self._longest_document)
+                if not self.auto_fit or layout is None or self.shared.is_sharded:
+                    place = f"step {step.number}"
+                    raise (
+                        error if isinstance(error, DeviceMemoryError) else out_of_memory(place, error)
+                    ) from None
+            self.optimizer.zero_grad()
+            release(self.devices)
+            self._take_layout(layout)
+
+    @property
+    def _longest_document(self) -> int:
+        return int(self.train_documents.lengths.max())
+
+    def _batch(self, rows: list[Row], step: int) -> Batch:
+        draw = (self.config.training.seed, step) if self.config.training.dropout else None
+        return collate(rows, self.train_documents, row_multiple=self._row_multiple, dropout_draw=draw)
 
     def _train_step(self, step: Step, learning_rate: float) -> StepResult:
         rows = self.schedule.rows(
             step, layout=self.layout, rank=self.ranks.rank, world_size=self.ranks.world_size
         )
-        draw = (self.config.training.seed, step.number) if self.config.training.dropout else None
-        batches = (
-            collate(group, self.train_documents, row_multiple=self._row_multiple, dropout_draw=draw)
-            for group in forward_passes(rows, self.layout.rows_at_once)
-        )
+        with self.ranks.doing(f"step {step.number}, reading documents"):
+            passes = forward_passes(rows, self.layout.rows_at_once)
+            batches = [self._batch(group, step.number) for group in passes]
+        is_careful = self.auto_fit and self.ranks.world_size > 1 and not self.shared.is_sharded
         try:
             return train_step(
                 self.shared,
-                list(batches),
+                batches,
                 total_loss_weight=step.total_loss_weight,
                 learning_rate=learning_rate,
                 optimizer=self.optimizer,
@@ -301,6 +404,7 @@ class SFTTrainer:
                 devices=self.devices,
                 max_grad_norm=self.config.training.max_grad_norm,
                 place=f"step {step.number}",
+                nothing=collate([()], self.train_documents) if is_careful else None,
             )
         except NonFiniteError as error:
             culprits = blame_documents(
@@ -334,69 +438,17 @@ class SFTTrainer:
         line: dict[str, Any] = {"step": step}
         try:
             with self.ranks.doing(f"step {step}, evaluation"):
-                line |= self._measure(step, stop)
+                line |= self.examination.examine(
+                    step,
+                    is_leaving=lambda: self._agree_on_stop(stop) is not None,
+                    is_asked=lambda: stop.signal is not None,
+                )
         except CutShort:
             return False
         self.metrics.append(line)
         self._note_best(step, line.get("dev_loss"))
-        view.note(_evaluation_in_words(line))
+        view.note(in_words(line))
         return True
-
-    def _measure(self, step: int, stop: StopRequest) -> dict[str, float]:
-        def check() -> None:
-            if self._agree_on_stop(stop) is not None:
-                raise CutShort
-
-        settings = self.config.evaluation
-        figures = measure_losses(
-            self.policy,
-            train=self.train_documents,
-            dev=self.dev_documents,
-            config=self.config,
-            devices=self.devices,
-            ranks=self.ranks,
-            check=check,
-        )
-        if settings.exact_match is not None and self.template is not None and self.dev_documents is not None:
-            figures |= self._answer(step, self.dev_documents, self.template, settings.exact_match, stop)
-        return figures
-
-    def _answer(
-        self,
-        step: int,
-        documents: DocumentSource,
-        template: Template,
-        extractor: Extractor,
-        stop: StopRequest,
-    ) -> dict[str, float]:
-        def check(*_: object) -> None:
-            if stop.signal is not None:
-                raise CutShort
-
-        settings = self.config.evaluation
-        numbers = sample_documents(documents, settings.exact_match_records, seed=self.config.training.seed)
-        mine: list[Answered] = []
-        with whole_parameters(self.policy), contextlib.ExitStack() as stack:
-            hook = self.policy.model.register_forward_pre_hook(check)  # at each token
-            stack.callback(hook.remove)
-            stack.enter_context(contextlib.suppress(CutShort))
-            mine = answer_documents(
-                self.policy,
-                documents,
-                numbers=numbers[self.ranks.rank :: self.ranks.world_size].tolist(),
-                template=template,
-                extractor=extractor,
-                max_new_tokens=settings.max_new_tokens,
-                devices=self.devices,
-            )
-        if self._agree_on_stop(stop) is not None:
-            raise CutShort
-        texts = self.ranks.texts(json.dumps([answer.as_line() for answer in mine]))
-        answered = [Answered(**line) for text in texts for line in json.loads(text)]
-        if self.ranks.is_first:
-            lines = "".join(json.dumps(answer.as_line()) + "\n" for answer in answered)
-            write_atomically(self.samples / f"step-{step:06d}.jsonl", lines.encode())
-        return {"exact_match": share(answered, "exact_match"), "stop_rate": share(answered, "stopped")}
 
     def _note_best(self, step: int, dev_loss: float | None) -> None:
         best = self.state.best_dev_loss
@@ -412,14 +464,3 @@ class SFTTrainer:
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _evaluation_in_words(line: dict[str, Any]) -> str:
-    """One line of losses and, where answers were compared, one of their shares; each within 80 columns."""
-    losses = [
-        f"{name} {line[name]:.4g}" for name in ("train_loss", "dev_loss", "dev_perplexity") if name in line
-    ]
-    shares = [f"{name} {line[name]:.1%}" for name in ("exact_match", "stop_rate") if name in line]
-    opening = f"step {line['step']}"
-    lines = ["  ".join([opening, *losses]), "  ".join([" " * len(opening), *shares])]
-    return "\n".join(lines if shares else lines[:1])

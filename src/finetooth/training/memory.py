@@ -1,0 +1,139 @@
+"""Whether the device's memory holds the run: its largest forward pass is rehearsed before the first step."""
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+
+from finetooth.base.devices import DeviceManager
+from finetooth.base.errors import DeviceMemoryError, is_out_of_memory, problem
+from finetooth.batching.collate import Batch
+from finetooth.batching.packing import Layout, Row, forward_passes, lay_out
+from finetooth.batching.schedule import Schedule
+from finetooth.training.parallel import SharedPolicy
+
+LOOKED_AT_STEPS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class LargestPass:
+    """The forward pass that needs most memory: its rows, and its tokens with padding."""
+
+    step: int
+    rows: list[Row]
+    num_tokens: int
+
+
+def find_layout(
+    layout: Layout,
+    try_layout: Callable[[Layout], LargestPass | None],
+    *,
+    longest_document: int,
+    devices: DeviceManager,
+) -> tuple[Layout | None, DeviceMemoryError | None]:
+    """The first of ever smaller layouts that fits, if one does, and the error if it is not the first.
+
+    try_layout: the largest forward pass of a layout where it does not fit, else None.
+    """
+    first = try_layout(layout)
+    if first is None:
+        return layout, None
+    fitting = smaller(layout, longest_document=longest_document)
+    while fitting is not None and try_layout(fitting) is not None:
+        fitting = smaller(fitting, longest_document=longest_document)
+    return fitting, _refuse(first, fitting, layout, devices)
+
+
+def largest_pass(schedule: Schedule, layout: Layout, *, first: int = 1, world_size: int = 1) -> LargestPass:
+    """The largest forward pass, over all ranks, of the next 1,000 steps, or of all left."""
+    passes = (
+        LargestPass(step.number, rows, _padded_tokens(schedule, rows))
+        for step in islice(schedule.steps(first), LOOKED_AT_STEPS)
+        for of_rank in lay_out(
+            step.documents, schedule.lengths[step.documents], layout=layout, world_size=world_size
+        )
+        for rows in forward_passes(of_rank, layout.rows_at_once)
+    )
+    return max(passes, key=lambda largest: largest.num_tokens)
+
+
+def _padded_tokens(schedule: Schedule, rows: Sequence[Row]) -> int:
+    return len(rows) * max(int(schedule.lengths[list(row)].sum()) for row in rows)
+
+
+def smaller(layout: Layout, *, longest_document: int) -> Layout | None:
+    """Half the rows per forward pass, or half the tokens per row; None where neither can be less.
+
+    >>> smaller(Layout(packing=True, row_tokens=4096), longest_document=3000)
+    Layout(packing=True, row_tokens=3000, rows_at_once=1)
+    """
+    if layout.rows_at_once > 1:
+        return replace(layout, rows_at_once=layout.rows_at_once // 2)
+    if not layout.packing or layout.row_tokens <= longest_document:
+        return None
+    return replace(layout, row_tokens=max(longest_document, layout.row_tokens // 2))
+
+
+def fits(
+    shared: SharedPolicy, batch: Batch, *, optimizer: torch.optim.Optimizer, devices: DeviceManager
+) -> bool:
+    """Whether every rank's memory holds a forward and backward pass of this batch, as in the midst of a run.
+
+    Gradients and optimiser states are there meanwhile; nothing of it stays. Every rank must ask.
+    """
+    failed = False
+    try:
+        _rehearse(shared, batch, optimizer, devices)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        failed = True
+    optimizer.zero_grad()
+    release(devices)
+    return not shared.ranks.highest(int(failed))
+
+
+def release(devices: DeviceManager) -> None:
+    """Gives back what a failed pass held, so that another one meets the memory as it was before."""
+    gc.collect()
+    if devices.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _refuse(
+    largest: LargestPass, fitting: Layout | None, layout: Layout, devices: DeviceManager
+) -> DeviceMemoryError:
+    fact = f"a forward pass of {largest.num_tokens:,} tokens, as in step {largest.step}, does not fit"
+    if fitting is None:
+        remedy = "not even the longest document alone fits; lower data.max_length or set parallel.shard"
+    else:
+        settings = ", ".join(
+            f"training.{name}: {getattr(fitting, name)}"
+            for name in ("row_tokens", "rows_at_once")
+            if getattr(fitting, name) != getattr(layout, name)
+        )
+        remedy = f"{settings} was tried and fits; write it, or add --auto-fit"
+    return DeviceMemoryError(problem(f"memory of {devices.describe()}", fact, remedy))
+
+
+def _rehearse(
+    shared: SharedPolicy, batch: Batch, optimizer: torch.optim.Optimizer, devices: DeviceManager
+) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    # AdamW allocates its two states in the first step, and gradients stay while a step accumulates.
+    states = [
+        torch.empty_like(parameter)
+        for parameter in parameters
+        if parameter not in optimizer.state
+        for _ in range(2)
+    ]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    # Gradients are sent to the other ranks only where they are shared parts: else one rank alone may fail.
+    with shared.accumulating(is_last=shared.is_sharded):
+        with devices.autocast():
+            loss_sum = shared.loss_sum(batch.to(devices.device), gradient_scale=1.0)
+        shared.backward(loss_sum)
+    del states
