@@ -92,6 +92,16 @@ def test_the_defaults_contradict_nothing():
             "evaluation.exact_match: data.dev is null, so there are no records to answer; "
             "give data.dev or leave exact_match out",
         ),
+        (
+            {"parallel__replicate": "across", "parallel__shard": "all"},
+            "parallel.replicate | parallel.replicate: across needs shard: node, and shard is the text 'all'; "
+            "write shard: node, or leave replicate out",
+        ),
+        (
+            {"parallel__sum_gradients": "pass"},
+            "parallel.sum_gradients | parallel.sum_gradients: pass saves memory only where parameters are "
+            "shared; write step, or shard: all",
+        ),
     ],
 )
 def test_a_contradiction_is_told(changes: dict[str, Any], complaint: str):

@@ -70,6 +70,9 @@ training:
   seed: 42  # default
 parallel:
   shard: null  # default
+  replicate: null  # default
+  sum_gradients: step  # default
+  offload_optimizer: false  # default
   timeout: 600  # default
 evaluation:
   every: 200  # default

@@ -15,6 +15,7 @@ from finetooth.batching.collate import Batch, collate
 from finetooth.batching.packing import Layout, forward_passes
 from finetooth.batching.schedule import Schedule
 from finetooth.config.schema import ParallelConfig
+from finetooth.model.policy import PolicyModel
 from finetooth.training.optimizer import create_optimizer
 from finetooth.training.parallel import SharedPolicy, distribute, whole
 from finetooth.training.step import _accumulate, train_step
@@ -24,7 +25,9 @@ from finetooth.training.step import _accumulate, train_step
 class Case:
     """How a course is followed.
 
-    targetless: documents without any target. mean_of_means: the usual mistake, on purpose.
+    targetless: documents without any target. frozen: parameters whose name contains it are not trained.
+    has_extra_module: the model has one that the loss does not depend on.
+    mean_of_means: the usual mistake, on purpose.
     """
 
     layout: Layout
@@ -35,6 +38,9 @@ class Case:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: Literal["fp32", "fp16"] = "fp32"
     dropout: float = 0.0
+    tied: bool = True
+    frozen: str | None = None
+    has_extra_module: bool = False
     targetless: tuple[int, ...] = ()
     mean_of_means: bool = False
 
@@ -65,14 +71,14 @@ def follow_all(ranks: Ranks, cases: Sequence[Case]) -> list[Course]:
 def follow(case: Case, ranks: Ranks = ALONE) -> Course:
     """Trains a fresh small policy."""
     documents, devices = documents_of(case), DeviceManager("cpu", case.precision)
-    policy = small_policy().double() if case.wide else small_policy()
-    policy.set_dropout(case.dropout)
-    policy.train()
+    policy = policy_of(case)
     schedule = schedule_of(case, documents)
     shared = distribute(policy, ranks, parallel=case.parallel, devices=devices)
     if case.mean_of_means:
         shared = MeanOfMeans(shared.policy, shared.trained, shared.ranks)
-    optimizer, scaler = create_optimizer(policy, learning_rate=1e-3), devices.gradient_scaler()
+    offload = case.parallel.offload_optimizer
+    optimizer = create_optimizer(policy, learning_rate=1e-3, offload=offload)
+    scaler = devices.gradient_scaler()
     losses: list[float] = []
     seen: list[list[int]] = []
     gradients: dict[str, torch.Tensor] = {}
@@ -105,6 +111,17 @@ def follow(case: Case, ranks: Ranks = ALONE) -> Course:
         losses.append(result.loss)
     parameters = {name: whole(p).detach().clone() for name, p in policy.named_parameters()}
     return Course(losses, gradients, seen, parameters)
+
+
+def policy_of(case: Case) -> PolicyModel:
+    policy = small_policy(tie_word_embeddings=case.tied)
+    if case.has_extra_module:
+        policy.model.extra = torch.nn.Linear(3, 5)
+    if case.frozen is not None:
+        for name, parameter in policy.named_parameters():
+            parameter.requires_grad_(case.frozen not in name)
+    policy.set_dropout(case.dropout)
+    return (policy.double() if case.wide else policy).train()
 
 
 def documents_of(case: Case) -> Documents:

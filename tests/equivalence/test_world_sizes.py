@@ -6,6 +6,8 @@ import pytest
 from tests.equivalence.course import Case, assert_same, follow, follow_all
 from tests.ranks import on_ranks
 
+from finetooth.base.distributed import Ranks
+from finetooth.base.errors import ConfigError
 from finetooth.batching.packing import Layout
 from finetooth.config.schema import ParallelConfig
 
@@ -26,11 +28,23 @@ CASES = {
     ),
     "dropout": Case(PACKED, num_steps=3, dropout=0.2),
     "dropout, sharded": Case(PADDED, num_steps=3, dropout=0.2, parallel=SHARDED),
+    "least memory": Case(PADDED, num_steps=3, parallel=ParallelConfig(shard="all", sum_gradients="pass")),
+    "untied": Case(PACKED, num_steps=3, tied=False),
+    "untied, sharded": Case(PACKED, num_steps=3, tied=False, parallel=SHARDED),
+    "frozen embedding": Case(PADDED, num_steps=3, frozen="embed_tokens"),
+    "frozen embedding, sharded": Case(PADDED, num_steps=3, frozen="embed_tokens", parallel=SHARDED),
+    "frozen layer, sharded": Case(PADDED, num_steps=3, frozen="layers.0", parallel=SHARDED),
+    "extra module": Case(PADDED, num_steps=3, has_extra_module=True),
+    "extra module, sharded": Case(PADDED, num_steps=3, has_extra_module=True, parallel=SHARDED),
+    "states on the host": Case(
+        PADDED, num_steps=3, parallel=ParallelConfig(shard="all", offload_optimizer=True)
+    ),
     "steps without targets": Case(PADDED, num_steps=2, targetless=tuple(range(24))),
     "the usual mistake": Case(PADDED, mean_of_means=True),
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_every_world_size_trains_the_same(world_size: int):
     ranks = on_ranks(follow_all, list(CASES.values()), world_size=world_size)
@@ -42,3 +56,39 @@ def test_every_world_size_trains_the_same(world_size: int):
             assert case.mean_of_means, name
         else:
             assert not case.mean_of_means, "a mean of means was not noticed"
+
+
+def test_two_machines_hold_a_whole_set_each():
+    node = ParallelConfig(shard="node", replicate="across")
+    cases = [Case(PADDED, num_steps=4, parallel=node), Case(PACKED, wide=True, parallel=node)]
+    ranks = on_ranks(follow_all, cases, world_size=4, num_machines=2)
+    for case, *courses in zip(cases, *ranks, strict=True):
+        assert_same(courses, follow(case), wide=case.wide)
+
+
+def test_machines_that_do_not_fit_are_refused_on_every_rank():
+    assert (
+        on_ranks(refusals, world_size=3)
+        == [
+            [
+                "parallel.shard: the machines have different numbers of processes: 1, 2; "
+                "start equally many on each, or write shard: all",
+                "parallel.shard: node: the processes stand on 3 machines; "
+                "write replicate: across to give each a whole set, or shard: all",
+                "parallel.shard: the ranks of a machine do not follow one another; "
+                "start them with torchrun, or write shard: all",
+            ]
+        ]
+        * 3
+    )
+
+
+def refusals(ranks: Ranks) -> list[str]:
+    """What is said to ranks on machines of 2 and 1, of 1 each, and of 1 each that are numbered wrongly."""
+    told: list[str] = []
+    uneven = Ranks(ranks.rank, 3, ranks.rank % 2, 2 if ranks.rank < 2 else 1)
+    for posing in (uneven, Ranks(ranks.rank, 3, 0, 1), Ranks(ranks.rank, 3, ranks.rank, 1)):
+        with pytest.raises(ConfigError) as caught:
+            follow(Case(PADDED, parallel=ParallelConfig(shard="node")), posing)
+        told.append(str(caught.value))
+    return told

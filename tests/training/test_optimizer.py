@@ -31,6 +31,25 @@ def test_frozen_parameters_are_left_out():
     assert trained == len(list(policy.parameters())) - 1
 
 
+@pytest.mark.parametrize("max_norm", [0.1, 1e9])
+def test_states_on_the_host_give_the_same_bits(max_norm: float):
+    trained: list[dict[str, torch.Tensor]] = []
+    for offload in (False, True):
+        policy = small_policy()
+        optimizer = create_optimizer(policy, learning_rate=1e-2, weight_decay=0.1, offload=offload)
+        for step in range(5):
+            for parameter in policy.parameters():
+                parameter.grad = torch.cos(parameter.detach() * (step + 2))
+            torch.nn.utils.clip_grads_with_norm_(policy.parameters(), max_norm, torch.tensor(1.0))
+            optimizer.step()
+        states = {f"{n}.{key}": t for n, s in enumerate(optimizer.state.values()) for key, t in s.items()}
+        assert all(state.device.type == "cpu" for state in states.values())
+        trained.append({**policy.state_dict(), **states})
+    plain, offloaded = trained
+    assert plain.keys() == offloaded.keys()
+    assert all(torch.equal(plain[name], offloaded[name]) for name in plain)
+
+
 def test_an_update_equals_adamw_written_out():
     torch.manual_seed(0)
     layer = torch.nn.Linear(3, 2)

@@ -188,6 +188,17 @@ def _find_unanswerable(values: Mapping[str, Any]) -> list[Finding]:
     return [Finding(("evaluation.exact_match", "data.dev"), fact, "give data.dev or leave exact_match out")]
 
 
+def _find_unshared(values: Mapping[str, Any]) -> list[Finding]:
+    shard, findings = values["parallel.shard"], list[Finding]()
+    if values["parallel.replicate"] is not None and shard != "node":
+        fact = f"parallel.replicate: across needs shard: node, and shard is {show_value(shard)}"
+        findings.append(Finding(("parallel.replicate",), fact, "write shard: node, or leave replicate out"))
+    if values["parallel.sum_gradients"] == "pass" and shard is None:
+        fact = "parallel.sum_gradients: pass saves memory only where parameters are shared"
+        findings.append(Finding(("parallel.sum_gradients",), fact, "write step, or shard: all"))
+    return findings
+
+
 CONTRADICTIONS: list[tuple[Set[str], Callable[[Mapping[str, Any]], list[Finding]]]] = [
     ({"model.path", "model.from_config", "model.tokenizer"}, _find_model_source),
     ({"training.row_tokens", "data.max_length"}, _find_short_rows),
@@ -197,4 +208,5 @@ CONTRADICTIONS: list[tuple[Set[str], Callable[[Mapping[str, Any]], list[Finding]
     ({"data.template_args"}, _find_unsendable_arguments),
     ({"data.train", "data.dev"}, _find_bad_sources),
     ({"evaluation.exact_match", "data.dev"}, _find_unanswerable),
+    ({"parallel.shard", "parallel.replicate", "parallel.sum_gradients"}, _find_unshared),
 ]

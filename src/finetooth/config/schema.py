@@ -199,6 +199,16 @@ class ParallelConfig:
     """Which processes share one set of parameters, gradients and optimizer states (FSDP2): all of them,
     those of one machine (node), or none: every process holds everything (DDP)."""
 
+    replicate: Literal["across"] | None = None
+    """With shard: node on several machines: across gives each machine a whole set (HSDP)."""
+
+    sum_gradients: Literal["step", "pass"] = "step"
+    """When processes that share parameters add up their gradients: once per step, for which each holds a
+    whole gradient and all parameters meanwhile, or in every forward pass (pass), which takes least memory."""
+
+    offload_optimizer: bool = False
+    """Whether the optimizer's states stay in the host's memory, where it then computes; also alone."""
+
     timeout: Positive = 600
     """Seconds after which a process that does not answer ends the run."""
 

@@ -34,6 +34,7 @@ from finetooth.training.dealt_files import (
     gather_tensors,
     write_contents,
 )
+from finetooth.training.optimizer import OffloadedAdamW
 from finetooth.training.tensor_files import read_like
 
 _PATIENCE_SECONDS = 30.0
@@ -253,6 +254,8 @@ def restore_optimizer(
                 parameter = parameters[parameter_name]
                 if id(parameter) in trained:
                     optimizer.state[parameter][key] = read_like(opened.get_slice(name), parameter)
+                    if isinstance(optimizer, OffloadedAdamW):
+                        optimizer.hold(parameter)
 
 
 def _optimizer_tensors(policy: PolicyModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -1,10 +1,12 @@
 """AdamW with decay on matrices only, and the course of the learning rate."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim.adamw import adamw
 
 
 def create_optimizer(
@@ -14,25 +16,80 @@ def create_optimizer(
     weight_decay: float = 0.01,
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
+    offload: bool = False,
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov, Hutter 2019) over the parameters that are trained, in two groups.
 
     Parameters with two or more dimensions decay; the others (biases and norms, whatever they are
     called) do not. The fused implementation is used where the device has one.
+    offload: keeps the states in the host's memory, and computes there.
     """
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
-    return torch.optim.AdamW(
+    fused = not offload and all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
+    kind = OffloadedAdamW if offload else torch.optim.AdamW
+    return kind(
         [group for group in groups if group["params"]],
         lr=learning_rate,
         betas=betas,
         eps=epsilon,
         fused=fused,
     )
+
+
+class OffloadedAdamW(torch.optim.AdamW):
+    """AdamW whose states stay in the host's memory; it computes there, one parameter after the other."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Updates every parameter that has a gradient; the results have the bits of fused AdamW on a CPU."""
+        assert closure is None, "the loss is never computed again within a step"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def hold(self, parameter: torch.Tensor) -> None:
+        """Brings a parameter's states to the host, making those that are absent."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"] = torch.zeros_like(parameter, device="cpu")
+            state["exp_avg_sq"] = torch.zeros_like(parameter, device="cpu")
+        for name, tensor in state.items():
+            state[name] = tensor.cpu()
+
+    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        assert parameter.grad is not None
+        self.hold(parameter)
+        state = {name: _own_part(tensor) for name, tensor in self.state[parameter].items()}
+        own = _own_part(parameter)
+        on_host = own.cpu()
+        adamw(
+            [on_host],
+            [_own_part(parameter.grad).cpu()],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
+            [],
+            [state["step"]],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        if on_host is not own:
+            own.copy_(on_host)
+
+
+def _own_part(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def num_warmup_steps(warmup_steps: float, num_steps: int) -> int:

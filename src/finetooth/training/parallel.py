@@ -20,18 +20,25 @@ from torch.nn.parallel import DistributedDataParallel
 
 from finetooth.base.devices import DeviceManager
 from finetooth.base.distributed import ALONE, Ranks
-from finetooth.batching.collate import Batch
+from finetooth.base.errors import ConfigError, problem
+from finetooth.batching.collate import Batch, collate
 from finetooth.config.schema import ParallelConfig
+from finetooth.data.records import DocumentSource
 from finetooth.model.policy import PolicyModel
 
 
 @dataclass(frozen=True, slots=True)
 class SharedPolicy:
-    """A policy as one rank sees it; `trained` is what the forward pass of training goes through."""
+    """A policy as one rank sees it.
+
+    trained:   what the forward pass of training goes through
+    sums_once: whether gradients are added up once per step rather than in every forward pass
+    """
 
     policy: PolicyModel
     trained: nn.Module
     ranks: Ranks
+    sums_once: bool = True
     sums_once: bool = True
 
     @property
@@ -50,9 +57,15 @@ class SharedPolicy:
 
     @contextlib.contextmanager
     def accumulating(self, *, is_last: bool) -> Iterator[None]:
-        """The forward and backward pass within send gradients to the other ranks only if it is the last."""
+        """The forward and backward pass within send gradients to the other ranks only if it is the last.
+
+        Until then each rank that has a part of the parameters keeps all of them, besides a whole gradient,
+        which spares the next forward pass to gather them. With `sums_once` false it keeps neither.
+        """
         if isinstance(self.trained, FSDPModule):
-            cast(FSDPModule, self.trained).set_requires_gradient_sync(is_last)
+            is_sent = is_last or not self.sums_once
+            cast(FSDPModule, self.trained).set_requires_gradient_sync(is_sent)
+            cast(FSDPModule, self.trained).set_reshard_after_backward(is_sent)
         if isinstance(self.trained, DistributedDataParallel) and not is_last:
             with self.trained.no_sync():
                 yield
@@ -68,13 +81,16 @@ def alone(policy: PolicyModel) -> SharedPolicy:
 def distribute(
     policy: PolicyModel, ranks: Ranks, *, parallel: ParallelConfig, devices: DeviceManager
 ) -> SharedPolicy:
-    """Distributes a policy, which every rank holds with the same parameters, over the ranks."""
+    """Distributes a policy, which every rank holds with the same parameters, over the ranks.
+
+    Raises ConfigError where the processes do not stand on machines as `parallel.shard` supposes.
+    """
     if ranks.world_size == 1:
         return alone(policy)
     if parallel.shard is None:
-        return SharedPolicy(policy, _replicated(policy), ranks)
+        return SharedPolicy(policy, _replicated(policy, devices), ranks)
     _shard(policy, ranks, parallel, devices)
-    return SharedPolicy(policy, policy, ranks)
+    return SharedPolicy(policy, policy, ranks, sums_once=parallel.sum_gradients == "step")
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -97,17 +113,31 @@ def whole_parameters(policy: PolicyModel) -> Iterator[None]:
             module.reshard()
 
 
-def _replicated(policy: PolicyModel) -> DistributedDataParallel:
+def _replicated(policy: PolicyModel, devices: DeviceManager) -> DistributedDataParallel:
     """Buffers are not sent around: every rank computes them alike. (torch renamed the option in 2.13.)"""
     options = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
     keep_buffers: dict[str, Any] = {name: False}
-    return DistributedDataParallel(policy, gradient_as_bucket_view=True, **keep_buffers)
+    return DistributedDataParallel(
+        policy,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=not _reaches_all(policy, devices),
+        **keep_buffers,
+    )
+
+
+def _reaches_all(policy: PolicyModel, devices: DeviceManager) -> bool:
+    """Whether the loss depends on every trained parameter, even that of a row without documents."""
+    nothing = collate([()], cast(DocumentSource, None))
+    with devices.autocast():
+        loss_sum = policy(nothing.to(devices.device))
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    return all(gradient is not None for gradient in torch.autograd.grad(loss_sum, trained, allow_unused=True))
 
 
 def _shard(policy: PolicyModel, ranks: Ranks, parallel: ParallelConfig, devices: DeviceManager) -> None:
     kind = devices.device.type
-    if parallel.shard == "node" and ranks.local_world_size < ranks.world_size:
+    if parallel.shard == "node" and _spans_machines(ranks, parallel):
         shape = (ranks.world_size // ranks.local_world_size, ranks.local_world_size)
         mesh = init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
     else:
@@ -116,12 +146,24 @@ def _shard(policy: PolicyModel, ranks: Ranks, parallel: ParallelConfig, devices:
     precision = MixedPrecisionPolicy(
         param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None, cast_forward_inputs=False
     )
-    for layer in _layers(policy):
+    for layer in policy.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     fully_shard(policy, mesh=mesh, mp_policy=precision)
 
 
-def _layers(policy: PolicyModel) -> list[nn.Module]:
-    """The layers of the backbone: the members of its longest module list."""
-    lists = [module for module in policy.model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=len))
+def _spans_machines(ranks: Ranks, parallel: ParallelConfig) -> bool:
+    """Whether there are several machines, all with equally many processes, numbered machine by machine."""
+    sizes = sorted({int(text) for text in ranks.texts(str(ranks.local_world_size))})
+    if len(sizes) > 1:
+        fact = f"the machines have different numbers of processes: {', '.join(map(str, sizes))}"
+        raise ConfigError(problem("parallel.shard", fact, "start equally many on each, or write shard: all"))
+    if sizes[0] == ranks.world_size:
+        return False
+    if ranks.highest(int(ranks.rank % sizes[0] != ranks.local_rank)):
+        fact = "the ranks of a machine do not follow one another"
+        raise ConfigError(problem("parallel.shard", fact, "start them with torchrun, or write shard: all"))
+    if parallel.replicate is None:
+        fact = f"node: the processes stand on {ranks.world_size // sizes[0]} machines"
+        remedy = "write replicate: across to give each a whole set, or shard: all"
+        raise ConfigError(problem("parallel.shard", fact, remedy))
+    return True
