@@ -204,6 +204,8 @@ class Notices:
         """The error that this rank ends with: what it met itself, or why another rank left it waiting."""
         if isinstance(error, RankLostError):
             return self._of_lost_ranks(error)
+        if isinstance(error, RuntimeError) and _is_loss_of_a_rank(error):
+            return self._of_lost_ranks(RankLostError("between two phases"))
         if isinstance(error, ToldElsewhere):
             return error
         self.leave(error)
@@ -234,7 +236,7 @@ class Notices:
         silent = ", ".join(str(rank) for rank in sorted(others - waiting))
         fact = f"rank {silent} does not answer" if silent else "the connection between the ranks broke"
         remedy = "look at its last lines, and go on with --resume"
-        return RankLostError(problem(f"rank {self.ranks.rank}, {error.phase}", fact, remedy))
+        return RankLostError(problem(f"rank {self.ranks.rank}, {error.phase or error}", fact, remedy))
 
 
 def _placed(error: BaseException, ranks: Ranks, what: str) -> str:

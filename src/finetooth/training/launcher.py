@@ -18,7 +18,7 @@ from types import FrameType
 from finetooth.base.stopping import WATCHED
 
 RENDEZVOUS = "FINETOOTH_RENDEZVOUS"
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 _TELL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
@@ -26,7 +26,7 @@ _TELL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of Linux' prctl
 def launch(arguments: Sequence[str], *, num_processes: int) -> int:
     """Runs `finetooth ARGUMENTS` in so many processes; returns the exit code of the first that failed.
 
-    Signals are passed on. When a process fails, the others get 30 seconds to end by themselves. On Linux a
+    Signals are passed on. When a process fails, the others get 10 seconds to end by themselves. On Linux a
     launcher that is killed takes its processes with it: they are asked to stop, as by SIGTERM.
     """
     processes: list[subprocess.Popen[bytes]] = []

@@ -1,6 +1,5 @@
 """What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere."""
 
-import time
 from types import TracebackType
 
 from rich.console import Console
@@ -22,7 +21,7 @@ class ProgressView:
         self._num_steps = num_steps
         self._first_step = first_step
         self._plain_every = max(1, (num_steps - first_step + 1) // PLAIN_LINES)
-        self._started = time.perf_counter()
+        self._training_seconds = 0.0
         self._bar = Progress(
             TextColumn("step {task.completed}/{task.total}"),
             BarColumn(bar_width=None),
@@ -42,14 +41,15 @@ class ProgressView:
     ):
         self._bar.stop()
 
-    def step(self, step: int, *, loss: float, learning_rate: float, tokens_per_second: float) -> None:
-        """A step was done."""
+    def step(self, step: int, *, loss: float, learning_rate: float, num_tokens: int, seconds: float) -> None:
+        """A step was done; the time left counts steps alone, not evaluations."""
+        self._training_seconds += seconds
+        tokens_per_second = num_tokens / seconds
         facts = f"loss {loss:.4f}  lr {learning_rate:.2e}  {tokens_per_second:,.0f} tokens/s"
         self._bar.update(self._task, completed=step, description=facts)
         is_due = step == self._first_step or step == self._num_steps or step % self._plain_every == 0
         if not self._console.is_terminal and is_due:
-            seconds = time.perf_counter() - self._started
-            left = seconds / (step - self._first_step + 1) * (self._num_steps - step)
+            left = self._training_seconds / (step - self._first_step + 1) * (self._num_steps - step)
             self.note(f"step {step}/{self._num_steps}  {facts}  {_clock(left)} left")
 
     def note(self, text: str) -> None:

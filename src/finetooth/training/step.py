@@ -111,7 +111,8 @@ def _accumulate(
             accumulate(batch, is_last=number == len(batches) and nothing is None)
     if nothing is not None:
         accumulate(nothing, is_last=True)
-    (over_all_ranks,) = shared.ranks.sums([float(loss_sum)])
+    with shared.ranks.doing(f"{place}, adding up the loss"):
+        (over_all_ranks,) = shared.ranks.sums([float(loss_sum)])
     return over_all_ranks / total_loss_weight
 
 

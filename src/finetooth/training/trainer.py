@@ -293,7 +293,8 @@ class SFTTrainer:
             step.number,
             loss=result.loss,
             learning_rate=learning_rate,
-            tokens_per_second=step.num_tokens / seconds,
+            num_tokens=step.num_tokens,
+            seconds=seconds,
         )
         is_last = step.number == self.schedule.num_steps
         if is_last or spike or _is_due(step.number, self.config.logging.every):
@@ -364,7 +365,8 @@ class SFTTrainer:
         """Tries the step in ever smaller rows while memory does not hold it and `auto_fit` is on."""
         while True:
             try:
-                return self._train_step(step, learning_rate)
+                with self.ranks.doing(f"step {step.number}, update"):
+                    return self._train_step(step, learning_rate)
             except (MemoryError, RuntimeError, DeviceMemoryError) as error:
                 if not isinstance(error, DeviceMemoryError) and not is_out_of_memory(error):
                     raise
