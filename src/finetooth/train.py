@@ -280,7 +280,7 @@ def _figures(
 ) -> dict[str, Any]:
     changes = [line for line in result.history if "changes" in line]
     last = {name: value for line in result.history for name, value in line.items()}
-    steps = [trainer.schedule.step(number) for number in range(1, result.last_step + 1)]
+    num_tokens, num_targets = trainer.schedule.totals(result.last_step)
     first = next((line["train_loss"] for line in result.history if "train_loss" in line), None)
     wanted = (
         "loss",
@@ -295,8 +295,8 @@ def _figures(
         "state": state,
         "num_steps": result.last_step,
         "num_documents": trainer.schedule.num_documents,
-        "num_tokens": sum(step.num_tokens for step in steps),
-        "num_targets": sum(step.num_targets for step in steps),
+        "num_tokens": num_tokens,
+        "num_targets": num_targets,
         **{name: last[name] for name in wanted if name in last},
         "first_train_loss": first,
         "best_step": trainer.state.best_step,

@@ -1,16 +1,46 @@
 """The order is a permutation, stable for ever, and steps are cut evenly."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetooth.batching.order import epoch_order, even_boundaries, token_boundaries
+from finetooth.batching import order as order_module
+from finetooth.batching.order import epoch_order, even_boundary, token_boundaries
 
 
 @given(st.integers(0, 500), st.integers(0, 2**32 - 1), st.integers(0, 1 << 41))
 def test_every_document_occurs_once_in_an_epoch(num_documents: int, seed: int, epoch: int):
     order = epoch_order(num_documents, seed=seed, epoch=epoch)
     assert sorted(order.tolist()) == list(range(num_documents))
+
+
+@given(st.integers(1, 700), st.integers(0, 2**32 - 1), st.integers(0, 1 << 41), st.data())
+def test_very_many_documents_have_an_order_that_is_computed_place_by_place(
+    num_documents: int, seed: int, epoch: int, data: st.DataObject
+):
+    start = data.draw(st.integers(0, num_documents))
+    stop = data.draw(st.integers(start, num_documents))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order_module, "LARGEST_SORTED", 0)
+        patch.setattr(order_module, "_PLACES_AT_ONCE", 97)
+        order = epoch_order(num_documents, seed=seed, epoch=epoch)
+        part = epoch_order(num_documents, seed=seed, epoch=epoch, start=start, stop=stop)
+    assert sorted(order.tolist()) == list(range(num_documents))
+    assert part.tolist() == order[start:stop].tolist()
+
+
+def test_a_hundred_million_documents_cost_no_more_than_those_that_are_asked_for():
+    """And neighbours in the order are as far apart as chance puts them: on average a third of all."""
+    num_documents = 100_000_000
+    drawn = epoch_order(num_documents, seed=42, epoch=0, start=70_000_000, stop=70_010_000)
+    assert drawn[:3].tolist() == [47166994, 79118080, 70146788]
+    assert len(set(drawn.tolist())) == 10_000
+    assert drawn.min() >= 0
+    assert drawn.max() < num_documents
+    assert abs(np.abs(np.diff(drawn)).mean() / num_documents - 1 / 3) < 0.01
+    counts = np.bincount(drawn // 1_000_000, minlength=100)
+    assert ((counts - 100) ** 2 / 100).sum() < 160  # 99 degrees of freedom: p ≈ 1e-4
 
 
 def test_the_order_never_changes_between_versions():
@@ -32,7 +62,8 @@ def test_first_places_are_spread_over_all_documents():
 @given(st.integers(1, 400), st.data())
 def test_step_sizes_differ_by_at_most_one(num_documents: int, data: st.DataObject):
     num_steps = data.draw(st.integers(1, num_documents))
-    sizes = np.diff(even_boundaries(num_documents, num_steps))
+    places = range(num_steps + 1)
+    sizes = np.diff([even_boundary(p, num_documents=num_documents, num_steps=num_steps) for p in places])
     assert sizes.sum() == num_documents
     assert sizes.max() - sizes.min() <= 1
 

@@ -48,6 +48,16 @@ def test_totals_are_sums_over_the_step():
         assert step.total_loss_weight == schedule.loss_weight_totals[step.documents].sum()
 
 
+@pytest.mark.parametrize("settings", [{}, {"global_batch_tokens": 60}, {"max_steps": 27}])
+def test_totals_of_the_first_steps_are_the_sums_of_each(settings: dict[str, object]):
+    schedule = make_schedule(**settings)
+    num_tokens = num_targets = 0
+    assert schedule.totals(0) == (0, 0)
+    for step in schedule.steps():
+        num_tokens, num_targets = num_tokens + step.num_tokens, num_targets + step.num_targets
+        assert schedule.totals(step.number) == (num_tokens, num_targets)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 @pytest.mark.parametrize("packing", [True, False])
 def test_ranks_share_a_step_without_overlap(world_size: int, packing: bool):

@@ -6,14 +6,16 @@ A pure function of (store, settings, seed). Steps count from 1, as finished upda
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
-from finetooth.batching.order import epoch_order, even_boundaries, token_boundaries
+from finetooth.batching.order import epoch_order, even_boundary, token_boundaries
 from finetooth.batching.packing import Layout, Row, lay_out
 from finetooth.config.schema import TrainingConfig
 from finetooth.data.records import DocumentSource
+
+_DOCUMENTS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Schedule:
         """Documents in one epoch."""
         return len(self.lengths)
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Updates in one whole epoch."""
         if self.global_batch_tokens is None:
@@ -91,8 +93,8 @@ class Schedule:
     def fingerprint(self) -> str:
         """Identifies everything that decides which documents are trained in which step; no layout."""
         digest = hashlib.sha256()
-        digest.update(self.lengths.astype("<i8").tobytes())
-        digest.update(self.loss_weight_totals.astype("<f8").tobytes())
+        digest.update(np.ascontiguousarray(self.lengths, dtype="<i8").data)
+        digest.update(np.ascontiguousarray(self.loss_weight_totals, dtype="<f8").data)
         settings = (self.source_fingerprint, self.seed, self.global_batch_size, self.global_batch_tokens)
         digest.update(repr(settings).encode())
         return digest.hexdigest()
@@ -101,8 +103,7 @@ class Schedule:
         """The step with this number, 1 … num_steps; costs the same wherever it lies."""
         assert 1 <= number <= self.num_steps, f"step {number} of {self.num_steps}"
         epoch, place = divmod(number - 1, self.steps_per_epoch)
-        order, boundaries = _epoch(self, epoch)
-        documents = order[boundaries[place] : boundaries[place + 1]]
+        documents = self._order(epoch, self._boundary(epoch, place), self._boundary(epoch, place + 1))
         return Step(
             number=number,
             epoch=epoch,
@@ -120,6 +121,27 @@ class Schedule:
         """The rows of a step that this rank trains."""
         ranks = lay_out(step.documents, self.lengths[step.documents], layout=layout, world_size=world_size)
         return ranks[rank]
+
+    def totals(self, last_step: int) -> tuple[int, int]:
+        """Tokens and targets of the steps 1 … last_step."""
+        epochs, place = divmod(last_step, self.steps_per_epoch)
+        num_tokens = epochs * int(self.lengths.sum())
+        num_targets = epochs * int(self.num_targets.sum())
+        end = self._boundary(epochs, place) if place else 0
+        for start in range(0, end, _DOCUMENTS_AT_ONCE):
+            documents = self._order(epochs, start, min(start + _DOCUMENTS_AT_ONCE, end))
+            num_tokens += int(self.lengths[documents].sum())
+            num_targets += int(self.num_targets[documents].sum())
+        return num_tokens, num_targets
+
+    def _order(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        return epoch_order(self.num_documents, seed=self.seed, epoch=epoch, start=start, stop=stop)
+
+    def _boundary(self, epoch: int, place: int) -> int:
+        """How many documents of an epoch come before the step at this place in it."""
+        if self.global_batch_tokens is None:
+            return even_boundary(place, num_documents=self.num_documents, num_steps=self.steps_per_epoch)
+        return int(_token_boundaries(self, epoch)[place])
 
     def describe(self) -> dict[str, object]:
         """What `schedule.json` holds."""
@@ -152,8 +174,6 @@ def schedule_of(training: TrainingConfig, documents: DocumentSource) -> Schedule
 
 
 @lru_cache(maxsize=2)
-def _epoch(schedule: Schedule, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+def _token_boundaries(schedule: Schedule, epoch: int) -> np.ndarray:
     order = epoch_order(schedule.num_documents, seed=schedule.seed, epoch=epoch)
-    if schedule.global_batch_tokens is None:
-        return order, even_boundaries(schedule.num_documents, schedule.steps_per_epoch)
-    return order, token_boundaries(schedule.lengths[order], schedule.steps_per_epoch)
+    return token_boundaries(schedule.lengths[order], schedule.steps_per_epoch)

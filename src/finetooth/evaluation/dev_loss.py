@@ -69,7 +69,7 @@ def measure_losses(
 
 def sample_documents(documents: DocumentSource, limit: int | None, *, seed: int) -> np.ndarray:
     """The documents that every evaluation looks at: all, or a fixed sample of `limit`; int64."""
-    return epoch_order(len(documents.lengths), seed=seed, epoch=SAMPLE_EPOCH)[:limit]
+    return epoch_order(len(documents.lengths), seed=seed, epoch=SAMPLE_EPOCH, stop=limit)
 
 
 @torch.no_grad()
