@@ -193,6 +193,60 @@ def test_turns_are_kept_from_the_end_of_what_is_too_long(tokenizer: str):
     assert text.endswith("assistant 5 says so<|im_end|>\n")
 
 
+def long_chat(number: int, answer: str) -> dict[str, Any]:
+    history = [
+        {"role": role, "content": f"{role} {turn} of {number} says so"}
+        for turn in range(4)
+        for role in ("user", "assistant")
+    ]
+    question = {"role": "user", "content": f"question {number}"}
+    return {"messages": [*history, question, {"role": "assistant", "content": answer}], "id": number}
+
+
+ANSWERS = [" and so".join(["yes"] * length) for length in (1, 6, 12)]
+
+
+def test_records_of_one_prompt_stay_together_whatever_is_left_of_them(tokenizer: str):
+    write("train.jsonl", *(long_chat(number, answer) for number in range(12) for answer in ANSWERS))
+    settings = config(tokenizer, "train.jsonl", dev=0.4, on_long_document="keep-turns", max_length=120)
+    prepared = prepare_data(settings)
+    lines = ledger_of(prepared)
+    assert {line["state"] for line in lines} == {"kept"}
+    assert len({line["left_out"] for line in lines}) > 1
+    sides = [{line["split"] for line in lines[first : first + 3]} for first in range(0, 36, 3)]
+    assert all(len(side) == 1 for side in sides)
+    assert set.union(*sides) == {"train", "dev"}
+    assert prepared.unread_fields == {"id": 36}
+
+
+def test_a_prompt_that_stands_in_dev_is_found_whatever_is_left_of_it(tokenizer: str):
+    write("train.jsonl", long_chat(1, ANSWERS[0]), long_chat(2, ANSWERS[0]))
+    write("dev.jsonl", long_chat(1, ANSWERS[2]))
+    settings = config(
+        tokenizer,
+        "train.jsonl",
+        dev="dev.jsonl",
+        on_leak="drop",
+        on_long_document="keep-turns",
+        max_length=120,
+    )
+    lines = ledger_of(prepare_data(settings))
+    assert [line["state"] for line in lines] == ["dropped", "kept", "kept"]
+    assert lines[0]["same_as"] == "dev.jsonl:1"
+
+
+def test_every_source_that_cannot_be_used_is_told(tokenizer: str):
+    write("train.jsonl", pair("one"))
+    sources = [{"path": name} for name in ("none.jsonl", "train.jsonl", "none.csv")]
+    with pytest.raises(DataError) as caught:
+        prepare_data(config(tokenizer, sources, dev="none.json"))
+    assert [told.partition(":")[0] for told in caught.value.problems] == [
+        "none.jsonl",
+        "none.csv",
+        "none.json",
+    ]
+
+
 def test_files_of_tokens_are_trained_as_given(tokenizer: str):
     rendered = SFTDataset([pair("one"), pair("two", "two and two")], tokenizer, template="chatml")
     ids = np.concatenate([document.token_ids for document in rendered])

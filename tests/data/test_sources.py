@@ -54,6 +54,11 @@ def test_the_ending_says_how_a_file_is_read_plain_or_compressed(tmp_path: Path, 
     assert what(write(tmp_path, name + ".GZ", gzip.compress(b"\xef\xbb\xbf" + content.encode()))) == expected
 
 
+def test_each_record_has_a_place_of_its_own(tmp_path: Path):
+    told = what(write(tmp_path, "a.json", '[{"q": 1}, {"q": 2},\n{"q": NaN}, {"q": 4},\n\n\n\n{"q": 5}]'))
+    assert told == [(1, {"q": 1}), (2, {"q": 2}), (3, "NaN is not JSON"), (4, {"q": 4}), (6, {"q": 5})]
+
+
 @pytest.mark.parametrize(
     ("name", "fact"),
     [

@@ -180,7 +180,7 @@ def _judge_of(
         splits: list[Split] = [source.split] * len(outcomes)
         if threshold:
             for place, outcome in enumerate(outcomes):
-                group = group_of(outcome.entry, outcome.item, data.group_by)
+                group = group_of(outcome.entry, outcome.read, data.group_by)
                 if group is None:
                     outcomes[place] = _without_group(outcome, data)
                 elif split_key(group, seed=seed) < threshold:
@@ -211,17 +211,18 @@ def _dev_threshold(config: SFTConfig, sources: Sequence[Source], template: Templ
     def groups() -> Iterator[bytes]:
         for source in sources:
             for entry in source.entries(template):
-                group = group_of(entry, _understood(entry, source), config.data.group_by)
+                group = group_of(entry, _understood(entry, source, config.data), config.data.group_by)
                 if group is not None and not isinstance(entry, BadLine):
                     yield group
 
     return dev_threshold(groups(), config.data.dev, seed=config.training.seed)
 
 
-def _understood(entry: Entry, source: Source) -> Item | None:
+def _understood(entry: Entry, source: Source, data: DataConfig) -> Item | None:
     if not isinstance(entry, Record):
         return None if isinstance(entry, BadLine) else entry
-    read = to_conversation(entry, format=source.format, fields=source.settings.fields)
+    fields, input_join = source.settings.fields, data.input_join
+    read = to_conversation(entry, format=source.format, fields=fields, input_join=input_join)
     return None if isinstance(read, BadRecord) else read
 
 

@@ -92,11 +92,20 @@ class Source:
 def examine_sources(data: DataConfig) -> list[Source]:
     """The sources of data.train, then those of data.dev.
 
-    Raises DataError where one names no file, cannot be read, or shows no format.
+    Raises DataError with every one that names no file, cannot be read, or shows no format.
     """
-    sources = _examined("data.train", data.train, "train", data, max_records=data.max_records)
+    named = _named("data.train", data.train, "train", data, max_records=data.max_records)
     if isinstance(data.dev, str | list):
-        sources += _examined("data.dev", data.dev, "dev", data, max_records=None)
+        named += _named("data.dev", data.dev, "dev", data, max_records=None)
+    sources: list[Source] = []
+    problems: list[str] = []
+    for config, place, split in named:
+        try:
+            sources.append(_examine(config, place, split, single_turn=data.single_turn))
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
     return sources
 
 
@@ -105,20 +114,19 @@ def entries_of(files: Sequence[str]) -> Iterator[Record | BadLine]:
     return itertools.chain.from_iterable(map(read_records, files))
 
 
-def _examined(
+def _named(
     setting: str,
     value: str | Sequence[Mapping[str, Any]],
     split: Split,
     data: DataConfig,
     *,
     max_records: int | None,
-) -> list[Source]:
+) -> list[tuple[SourceConfig, str, Split]]:
+    """The sources that a setting names, each with the place where it stands there."""
     configs = sources_of(value, format=data.format, fields=data.fields, max_records=max_records)
     is_one = isinstance(value, str)
-    places = [setting if is_one else f"{setting}[{index}]" for index in range(len(configs))]
     return [
-        _examine(config, place, split, single_turn=data.single_turn)
-        for config, place in zip(configs, places, strict=True)
+        (config, setting if is_one else f"{setting}[{index}]", split) for index, config in enumerate(configs)
     ]
 
 

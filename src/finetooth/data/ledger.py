@@ -41,6 +41,7 @@ class Outcome:
     """What became of one entry of a source.
 
     item:           what was understood of it, or None
+    whole:          the conversation before its first messages were left out, where they were (keep-turns)
     reason, remedy: why it was not kept, and what to do
     same_as:        the record whose documents or prompt it repeats; of a record that was kept, one that it
                     almost repeats (data.on_near_duplicate: report)
@@ -53,12 +54,18 @@ class Outcome:
     state: State
     documents: tuple[Document, ...] = ()
     item: Item | None = None
+    whole: Conversation | None = None
     reason: str | None = None
     remedy: str = ""
     same_as: Origin | None = None
     is_error: bool = False
     num_left_out: int = 0
     unread: Sequence[str] = ()
+
+    @property
+    def read(self) -> Item | None:
+        """What was understood of it, all of it: by this, and not by what fits, records are compared."""
+        return self.whole or self.item
 
     def problem(self) -> str:
         """Why it was not kept, with its place and what to do."""

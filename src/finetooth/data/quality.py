@@ -188,8 +188,8 @@ class _Seen:
 
 
 def _item(outcome: Outcome) -> Conversation | PlainText | GivenTokens:
-    assert outcome.item is not None, "what is kept was understood"
-    return outcome.item
+    assert outcome.read is not None, "what is kept was understood"
+    return outcome.read
 
 
 def _hash(kind: bytes, content: bytes) -> bytes:

@@ -124,6 +124,7 @@ def _decide(entry: Entry, item: Item, result: Result, unread: Sequence[str], dat
             reason=f"longer than data.max_length ({data.max_length} tokens)",
             remedy="raise data.max_length or shorten the record",
             is_error=data.on_long_document == "error",
+            unread=unread,
         )
     return Outcome(entry, "kept", result, item, unread=unread)
 
@@ -138,5 +139,13 @@ def _with_fewer_turns(
     if left is None:
         return outcome, RenderReport()
     num_left_out = len(outcome.item.messages) - len(left.conversation.messages)
-    kept = Outcome(outcome.entry, "kept", left.documents, left.conversation, num_left_out=num_left_out)
+    kept = Outcome(
+        outcome.entry,
+        "kept",
+        left.documents,
+        left.conversation,
+        whole=outcome.item,
+        num_left_out=num_left_out,
+        unread=outcome.unread,
+    )
     return kept, left.report

@@ -7,7 +7,8 @@
     .arrow .feather    the same
 
 Text files may be compressed (`.jsonl.gz`). A `.txt` file is refused, because nobody can tell whether its
-lines or its whole is a record: write {"text": …} objects. A record's line is the one it begins on.
+lines or its whole is a record: write {"text": …} objects. A record's line is the one it begins on, or the
+next one that no earlier record has.
 """
 
 import os
@@ -87,13 +88,14 @@ def _entries(path: str | Path) -> Iterator[Entry]:
 
 
 def _records(path: str | Path, entries: Iterator[Entry]) -> Iterator[Record | BadLine]:
-    place, num_entries = str(path), 0
+    place, last = str(path), 0
     for line, entry in entries:
-        num_entries += 1
-        origin = Origin(place, line)
+        # Where several begin on one line, as in a list without line breaks, each has a place of its own.
+        last = max(line, last + 1)
+        origin = Origin(place, last)
         if isinstance(entry, NotARecordError):
             yield BadLine(origin, str(entry), entry.remedy)
         else:
             yield Record(origin, entry)
-    if not num_entries:
+    if not last:
         raise DataError(problem(path, "holds no record", "check that this is the right file"))

@@ -235,10 +235,13 @@ def _text_of_message(message: Message) -> str:
 
 
 def _raw_text(origin: Origin) -> str:
-    """What stands in a text file from a line on; nothing for files of other kinds."""
+    """What stands on a line of a text file; nothing for files of other kinds, and for one long JSON list."""
     if Path(origin.path).suffix.lower() not in _TEXT_ENDINGS:
         return ""
     with Path(origin.path).open("rb") as file:
+        if Path(origin.path).suffix.lower() == ".json" and file.read(1) == b"[":
+            return ""
+        file.seek(0)
         line = next(itertools.islice(file, origin.line - 1, None), b"")
     text = line.decode(errors="replace").rstrip("\n")
     return text if len(text) <= _LONGEST_RAW_TEXT else text[:_LONGEST_RAW_TEXT] + " …"
