@@ -1,0 +1,191 @@
+"""A run that memory does not hold says so before its first step, and names, or takes, rows that fit."""
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.documents import Documents, random_documents, small_policy
+from tests.ranks import on_ranks
+from tests.training.test_trainer import losses, make_config
+
+from finetooth.base.distributed import ALONE, Ranks
+from finetooth.base.errors import DeviceMemoryError, ToldElsewhere
+from finetooth.batching.collate import Batch
+from finetooth.batching.packing import Layout, lay_out
+from finetooth.batching.schedule import schedule_of
+from finetooth.model.policy import PolicyModel
+from finetooth.training import trainer as trainer_module
+from finetooth.training.memory import largest_pass, smaller
+from finetooth.training.trainer import SFTTrainer, TrainResult
+
+ROOM = 60
+
+
+def policy_with_room_for(num_tokens: int, *, after: int = 0) -> PolicyModel:
+    """A policy that runs out of memory above so many tokens, `after` so many forward passes."""
+    policy, passes = small_policy(), 0
+
+    def refuse(module: torch.nn.Module, inputs: tuple[Batch, ...]) -> None:
+        nonlocal passes
+        passes += 1
+        if torch.is_grad_enabled() and passes > after and inputs[0].token_ids_BT.numel() > num_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore lines")
+
+    policy.register_forward_pre_hook(refuse)
+    return policy
+
+
+def train(
+    folder: Path, documents: Documents, policy: PolicyModel, *, auto_fit: bool = False, **training: Any
+) -> TrainResult:
+    config = make_config(folder, row_tokens=200, global_batch_size=6, **training)
+    return SFTTrainer(config, policy=policy, train=documents, auto_fit=auto_fit).train()
+
+
+def test_the_largest_pass_is_that_of_the_run():
+    documents = random_documents(40)
+    config = make_config(Path("unused"), global_batch_size=5, num_train_epochs=3).training
+    schedule = schedule_of(config, documents)
+    for layout in (Layout(True, 100), Layout(True, 64, 2), Layout(False, 64, 3)):
+        for world_size in (1, 2):
+            largest = largest_pass(schedule, layout, world_size=world_size)
+            everywhere = [
+                len(group) * max(int(documents.lengths[list(row)].sum()) for row in group)
+                for step in schedule.steps()
+                for rows in lay_out(
+                    step.documents,
+                    documents.lengths[step.documents],
+                    layout=layout,
+                    world_size=world_size,
+                )
+                for start in range(0, len(rows), layout.rows_at_once)
+                if (group := rows[start : start + layout.rows_at_once])
+            ]
+            assert largest.num_tokens == max(everywhere)
+
+
+def test_layouts_shrink_down_to_the_longest_document():
+    layout: Layout | None = Layout(packing=True, row_tokens=1000, rows_at_once=3)
+    seen = []
+    while layout := smaller(layout, longest_document=300):
+        seen.append((layout.row_tokens, layout.rows_at_once))
+    assert seen == [(1000, 1), (500, 1), (300, 1)]
+    assert smaller(Layout(packing=False, row_tokens=1000), longest_document=300) is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_rehearsal_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str):
+    documents = random_documents(15)
+    with_it = train(tmp_path / "with", documents, small_policy(), precision=precision)
+    before = torch.random.get_rng_state()
+    monkeypatch.setattr(trainer_module, "find_layout", lambda layout, *_, **__: (layout, None))
+    without = train(tmp_path / "without", documents, small_policy(), precision=precision)
+    assert losses(with_it) == losses(without)
+    ours, theirs = (result.policy.state_dict() for result in (with_it, without))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_rows_that_do_not_fit_are_told_before_the_first_step_with_some_that_do(tmp_path: Path):
+    documents = random_documents(20)
+    config = make_config(tmp_path, row_tokens=200, global_batch_size=6).training
+    schedule = schedule_of(config, documents)
+    largest, *others = (largest_pass(schedule, Layout(True, row_tokens)) for row_tokens in (200, 100, 50))
+    fitting = next(
+        row_tokens for row_tokens, other in zip((100, 50), others, strict=True) if other.num_tokens <= ROOM
+    )
+    with pytest.raises(DeviceMemoryError) as caught:
+        train(tmp_path, documents, policy_with_room_for(ROOM))
+    fact = f"a forward pass of {largest.num_tokens} tokens, as in step {largest.step}, does not fit"
+    remedy = f"training.row_tokens: {fitting} was tried and fits; write it, or add --auto-fit"
+    assert str(caught.value).partition(": ")[2] == f"{fact}; {remedy}"
+    assert caught.value.exit_code == 4
+    assert not (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_document_that_never_fits_is_told(tmp_path: Path):
+    with pytest.raises(DeviceMemoryError, match="not even the longest document alone fits"):
+        train(tmp_path, random_documents(20), policy_with_room_for(5), auto_fit=True)
+
+
+def test_auto_fit_trains_the_same_in_shorter_rows(tmp_path: Path):
+    documents = random_documents(20)
+    expected = train(tmp_path / "roomy", documents, small_policy())
+    fitted = train(tmp_path / "fitted", documents, policy_with_room_for(ROOM), auto_fit=True)
+    assert losses(fitted) == pytest.approx(losses(expected), rel=1e-6)
+    updates = [line for line in fitted.history if "loss" in line]
+    assert {line["row_tokens"] for line in updates} in ({100}, {50})
+
+
+def test_memory_that_runs_out_in_the_middle_shortens_rows_from_that_step_on(tmp_path: Path):
+    documents = random_documents(20)
+    expected = train(tmp_path / "roomy", documents, small_policy())
+    fitted = train(tmp_path / "fitted", documents, policy_with_room_for(ROOM, after=5), auto_fit=True)
+    assert losses(fitted) == pytest.approx(losses(expected), rel=1e-6)
+    used = [line["row_tokens"] for line in fitted.history if "loss" in line]
+    assert used[0] == 200
+    assert used[-1] in (100, 50)
+    assert used == sorted(used, reverse=True)
+
+
+def test_without_auto_fit_memory_that_runs_out_in_the_middle_ends_the_run(tmp_path: Path):
+    with pytest.raises(DeviceMemoryError) as caught:
+        train(tmp_path, random_documents(20), policy_with_room_for(ROOM, after=5))
+    assert str(caught.value).startswith("step ")
+    assert str(caught.value).endswith(
+        ": CUDA out of memory. Tried to allocate 2 GiB.; "
+        "lower training.row_tokens or training.rows_at_once, as train --auto-fit does"
+    )
+
+
+def test_another_mistake_in_the_rehearsal_is_not_taken_for_memory(tmp_path: Path):
+    """Negative control of what counts as memory."""
+    policy = small_policy()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    policy.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        train(tmp_path, random_documents(20), policy, auto_fit=True)
+
+
+def train_where_one_rank_has_less(ranks: Ranks, after: int, auto_fit: bool) -> Any:
+    """Rank 1 runs out of memory; the losses, and the rows of each step as rank 0 tells them."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = make_config(Path(folder), row_tokens=200, global_batch_size=12, num_train_epochs=4)
+        config = replace(config, checkpoints=replace(config.checkpoints, every=0))
+        policy = policy_with_room_for(70, after=after) if ranks.rank == 1 else small_policy()
+        trainer = SFTTrainer(
+            config, policy=policy, train=random_documents(30), ranks=ranks, auto_fit=auto_fit
+        )
+        try:
+            trainer.train()
+        except (DeviceMemoryError, ToldElsewhere) as error:
+            return type(error).__name__, trainer.layout.row_tokens
+        if not ranks.is_first:
+            return trainer.layout.row_tokens
+        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+        return [(line["loss"], line.get("row_tokens")) for line in lines if "loss" in line]
+
+
+def train_cases(ranks: Ranks) -> list[Any]:
+    return [
+        train_where_one_rank_has_less(ranks, after, auto_fit)
+        for after, auto_fit in ((0, True), (4, True), (0, False))
+    ]
+
+
+@pytest.mark.slow
+def test_where_one_rank_has_less_memory_all_take_shorter_rows():
+    first, second = on_ranks(train_cases, world_size=2)
+    alone = train_where_one_rank_has_less(ALONE, 0, True)
+    for case in (0, 1):
+        assert [loss for loss, _ in first[case]] == pytest.approx([loss for loss, _ in alone], rel=1e-5)
+        assert first[case][-1][1] == second[case] < 200
+    assert first[1][0][1] == 200, "the middle of the run is meant"
+    assert (first[2], second[2]) == (("DeviceMemoryError", 200), ("ToldElsewhere", 200))
