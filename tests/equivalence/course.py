@@ -47,12 +47,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Course:
-    """What a rank saw: losses by step, the gradient of the first step, its own documents by step."""
+    """What a rank saw: losses and its own documents by step, the gradient of the first step, and the end."""
 
     losses: list[float]
     gradients: dict[str, torch.Tensor]
     documents: list[list[int]]
     parameters: dict[str, torch.Tensor]
+    loss_scale: float
 
 
 class MeanOfMeans(SharedPolicy):
@@ -78,7 +79,8 @@ def follow(case: Case, ranks: Ranks = ALONE) -> Course:
         shared = MeanOfMeans(shared.policy, shared.trained, shared.ranks)
     offload = case.parallel.offload_optimizer
     optimizer = create_optimizer(policy, learning_rate=1e-3, offload=offload)
-    scaler = devices.gradient_scaler()
+    # In fp16, the first gradients overflow until the scale has come down.
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, enabled=case.precision == "fp16")
     losses: list[float] = []
     seen: list[list[int]] = []
     gradients: dict[str, torch.Tensor] = {}
@@ -90,11 +92,10 @@ def follow(case: Case, ranks: Ranks = ALONE) -> Course:
             for group in forward_passes(rows, case.layout.rows_at_once)
         ]
         seen.append(sorted(number for batch in batches for number in batch.documents))
-        if step.number == 1 and step.total_loss_weight:
+        if step.number == 1 and step.total_loss_weight and case.precision == "fp32":
             _accumulate(shared, batches, step.total_loss_weight, optimizer, scaler, devices)
-            scale = scaler.get_scale()
             gradients = {
-                name: whole(parameter.grad).clone() / scale
+                name: whole(parameter.grad).clone()
                 for name, parameter in policy.named_parameters()
                 if parameter.grad is not None
             }
@@ -110,7 +111,7 @@ def follow(case: Case, ranks: Ranks = ALONE) -> Course:
         )
         losses.append(result.loss)
     parameters = {name: whole(p).detach().clone() for name, p in policy.named_parameters()}
-    return Course(losses, gradients, seen, parameters)
+    return Course(losses, gradients, seen, parameters, scaler.get_scale())
 
 
 def policy_of(case: Case) -> PolicyModel:

@@ -58,6 +58,22 @@ def test_every_world_size_trains_the_same(world_size: int):
             assert not case.mean_of_means, "a mean of means was not noticed"
 
 
+@pytest.mark.slow
+def test_fp16_overflows_are_met_in_common_and_uneven_steps_divided_by_their_own_total():
+    """24 documents in five steps. Ranks that lowered the loss scale each for itself would part."""
+    exact = Case(PACKED, batch=5, num_steps=5)
+    expected = follow(exact)
+    assert {len(step) for step in expected.documents} == {4, 5}
+    cases = [replace(exact, precision="fp16"), replace(exact, precision="fp16", parallel=SHARDED)]
+    for courses in ([follow(cases[0])], *zip(*on_ranks(follow_all, cases, world_size=2), strict=True)):
+        assert len({course.loss_scale for course in courses}) == 1
+        assert courses[0].loss_scale < 2.0**24
+        for course in courses:
+            assert course.losses == pytest.approx(expected.losses, rel=2e-3)
+            for name, tensor in expected.parameters.items():
+                assert (course.parameters[name] - tensor).norm() < 1e-2 * tensor.norm(), name
+
+
 def test_two_machines_hold_a_whole_set_each():
     node = ParallelConfig(shard="node", replicate="across")
     cases = [Case(PADDED, num_steps=4, parallel=node), Case(PACKED, wide=True, parallel=node)]
