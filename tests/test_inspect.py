@@ -153,6 +153,25 @@ def test_without_option_the_summary_and_samples_of_each_kind():
         assert f"record {sample['number']}, {sample['origin']} (" in words
 
 
+def test_what_stands_twice_stops_only_prepare(folder: Path):
+    write_settings(folder, on_duplicate="error", on_bad_record="drop")
+    shown = inspected()
+    assert len(shown["stops_prepare"]) == 1
+    assert "duplicate of an earlier record" in shown["stops_prepare"][0]
+    assert shown["splits"]["train"]["kept"] == 10
+
+
+def test_what_stands_on_one_line_of_a_list_is_shown_alone(folder: Path):
+    Path(folder, "list.json").write_text(
+        json.dumps([{"messages": turns(name, name)} for name in "ab"]) + "\n"
+    )
+    write_settings(folder, train="list.json", dev=None)
+    assert [inspected("--record", f"list.json:{line}")["record"]["number"] for line in (1, 2)] == [1, 2]
+    assert "user\nb<" in command("--record", "2").stdout.replace("↵", "")
+    Path(folder, "list.json").write_text(json.dumps([{"messages": turns("a", "a")}, 7]) + "\n")
+    assert inspected("--record", "list.json:2")["record"]["text"] is None
+
+
 def test_records_that_prepare_drops_stop_nothing(folder: Path):
     write_settings(folder, on_bad_record="drop")
     assert inspected()["stops_prepare"] == []

@@ -121,7 +121,7 @@ def _prepare(
     try:
         return prepare_data(config, console=console), []
     except DataError as error:
-        stopping = ("on_bad_record", "on_long_document", "on_leak")
+        stopping = ("on_bad_record", "on_long_document", "on_duplicate", "on_leak")
         dropping = {name: "drop" for name in stopping if getattr(config.data, name) == "error"}
         data = dataclasses.replace(config.data, **dropping)
         try:

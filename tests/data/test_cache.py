@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.small_tokenizer import write_small_tokenizer
 
+from finetooth.base import files
 from finetooth.base.errors import FinetoothError
 from finetooth.base.files import check_folder
 from finetooth.data import cache
@@ -52,6 +53,16 @@ def start(*, rank: int | None = None, max_length: int = 100) -> subprocess.Popen
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def test_what_killed_processes_left_goes_when_anything_is_prepared():
+    left, at_work = Path("cache/.prepared-1.partial-a"), Path("cache/.prepared-2.partial-b")
+    for folder in (left, at_work):
+        folder.mkdir(parents=True)
+        os.utime(folder, (0, 0))
+    with files._locked(at_work):  # pyright: ignore[reportPrivateUsage]
+        make_once(Path("cache/prepared-3"), lambda partial: None)
+    assert [path.name for path in sorted(Path("cache").iterdir())] == [at_work.name, "prepared-3"]
 
 
 def wait_until_written() -> None:

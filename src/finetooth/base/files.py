@@ -127,7 +127,7 @@ def new_folder(
         if path.exists() and not replace:
             raise FileExistsError(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        remove_leftovers(path.parent, glob.escape(path.name))
         partial.mkdir()
         try:
             with _locked(partial):
@@ -137,6 +137,21 @@ def new_folder(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         _sync_folder(path.parent)
+
+
+def remove_leftovers(parent: Path, pattern: str) -> None:
+    """Removes what killed processes left of folders in `parent` whose names match; what is at work stays."""
+    for leftover in parent.glob(f".{pattern}.partial-*"):
+        # The age covers the instant between a folder's creation and its lock.
+        if leftover.is_dir() and time.time() - leftover.stat().st_mtime > _LEFTOVER_AGE_SECONDS:
+            descriptor = os.open(leftover, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            finally:
+                os.close(descriptor)
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def check_folder(path: Path, *, hashes: bool = True, share: tuple[int, int] = (0, 1)) -> list[str]:
@@ -183,20 +198,6 @@ def _locked(folder: Path) -> Generator[None, None, None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _remove_leftovers(path: Path) -> None:
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
-        # The age covers the instant between a folder's creation and its lock.
-        if leftover.is_dir() and time.time() - leftover.stat().st_mtime > _LEFTOVER_AGE_SECONDS:
-            descriptor = os.open(leftover, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue
-            finally:
-                os.close(descriptor)
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _write_new(path: Path, pieces: Iterable[bytes | memoryview]) -> FileEntry:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from finetooth.base.errors import FinetoothError, problem
-from finetooth.base.files import check_folder, create_folder, new_folder, sha256_of
+from finetooth.base.files import check_folder, create_folder, new_folder, remove_leftovers, sha256_of
 from finetooth.config.schema import DataConfig
 
 PATIENCE_SECONDS = 1800.0
@@ -75,6 +75,7 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> bool:
 
 
 def _make(folder: Path, make: Callable[[Path], None]) -> None:
+    remove_leftovers(folder.parent, "prepared-*")  # also of data that nobody prepares again
     # Where locks do not work, two may make it at once: the first to finish wins, and both use what it made.
     with contextlib.suppress(FileExistsError), new_folder(folder, replace=folder.exists()) as partial:
         make(partial)
