@@ -70,7 +70,7 @@ def test_every_rank_has_as_many_rows_and_at_most_the_mean_and_one_row(
     assert len({len(row_costs) for row_costs in rows}) == 1
 
 
-@pytest.mark.parametrize("world_size", [2, 8, 64])
+@pytest.mark.parametrize("world_size", [2, 8, 64, 1024])
 @pytest.mark.parametrize("packing", [True, False])
 def test_no_rank_carries_more_than_the_mean_or_the_costliest_document(world_size: int, packing: bool):
     """Sizes as real records have them, 32 for each rank, some of them very long: to 2 %."""

@@ -1,4 +1,4 @@
-"""Packing: the documents of one step → balanced rows, dealt to the ranks.
+"""Packing: the documents of one step → ranks of equal cost → balanced rows.
 
 A row is several documents laid end to end for one forward pass. Rows are a layout: how documents are
 laid out never changes what is learnt.
@@ -44,7 +44,7 @@ def layout_of(training: TrainingConfig, *, can_pack: bool = True) -> Layout:
 def lay_out(
     documents: np.ndarray, lengths: np.ndarray, *, layout: Layout, world_size: int = 1
 ) -> list[list[Row]]:
-    """Lays the documents of a step into rows and deals the rows to the ranks.
+    """Deals the documents of a step to the ranks and lays them into rows.
 
     documents: int64 [S], the documents of the step; lengths: int64 [S], their tokens.
     Returns one list of rows per rank. Every rank has the same number of rows (some may be empty) and
@@ -58,20 +58,17 @@ def lay_out(
         "a document exceeds a row"
     )
     order = np.lexsort((documents, -lengths))
-    costs = document_costs(lengths[order])
-    if layout.packing:
-        rows = _pack(lengths[order], costs, row_tokens=layout.row_tokens, world_size=world_size)
+    sizes, costs = lengths[order].tolist(), document_costs(lengths[order]).tolist()
+    most = None if layout.packing else max(1, -(-len(order) // world_size))
+    ranks = _deal(costs, world_size, most=most)
+    if most is None:
+        rows = _pack(ranks, sizes, costs, row_tokens=layout.row_tokens)
     else:
-        rows = [[place] for place in range(len(order))]
-        rows += [[] for _ in range(-len(rows) % world_size)] or (
-            [] if rows else [[] for _ in range(world_size)]
-        )
-    priced = sorted((-int(costs[row].sum()), row) for row in rows)
-    sorted_documents = documents[order].tolist()
-    dealt = _deal([-cost for cost, _ in priced], world_size)
-    return [
-        [tuple(sorted_documents[place] for place in priced[number][1]) for number in rank] for rank in dealt
-    ]
+        rows = [[[place] for place in rank] + [[]] * (most - len(rank)) for rank in ranks]
+    for rank in rows:
+        rank.sort(key=lambda row: (-sum(costs[place] for place in row), row))
+    numbers = documents[order].tolist()
+    return [[tuple(numbers[place] for place in row) for row in rank] for rank in rows]
 
 
 def document_costs(lengths: np.ndarray) -> np.ndarray:
@@ -88,43 +85,51 @@ def forward_passes(rows: list[Row], rows_at_once: int) -> list[list[Row]]:
     return [rows[start : start + rows_at_once] for start in range(0, len(rows), rows_at_once)]
 
 
-def _pack(lengths: np.ndarray, costs: np.ndarray, *, row_tokens: int, world_size: int) -> list[list[int]]:
-    """Packs documents (longest first) into few rows, a multiple of world_size, that hold them."""
-    num_rows = max(1, -(-int(lengths.sum()) // (row_tokens * world_size))) * world_size
-    while (rows := _balance(lengths, costs, num_rows, row_tokens)) is None:
-        num_rows += world_size
-    return rows
+def _deal(costs: list[int], world_size: int, *, most: int | None) -> list[list[int]]:
+    """Deals documents, costliest first, each to the rank with least so far (Graham 1969, LPT).
+
+    most: documents that a rank may have.
+    """
+    ranks: list[list[int]] = [[] for _ in range(world_size)]
+    loads = [(0, rank) for rank in range(world_size)]
+    for place, cost in enumerate(costs):
+        load, rank = heapq.heappop(loads)
+        ranks[rank].append(place)
+        if most is None or len(ranks[rank]) < most:
+            heapq.heappush(loads, (load + cost, rank))
+    return ranks
+
+
+def _pack(
+    ranks: list[list[int]], sizes: list[int], costs: list[int], *, row_tokens: int
+) -> list[list[list[int]]]:
+    """Packs the documents of every rank (longest first) into the fewest rows that hold those of each."""
+    num_rows = max(1, *(-(-sum(sizes[place] for place in rank) // row_tokens) for rank in ranks))
+    while True:
+        packed = [_balance(rank, sizes, costs, num_rows, row_tokens) for rank in ranks]
+        rows = [rank for rank in packed if rank is not None]
+        if len(rows) == len(ranks):
+            return rows
+        num_rows += 1
 
 
 def _balance(
-    lengths: np.ndarray, costs: np.ndarray, num_rows: int, row_tokens: int
+    places: list[int], sizes: list[int], costs: list[int], num_rows: int, row_tokens: int
 ) -> list[list[int]] | None:
-    """Puts each document, longest first, into the cheapest row that holds it (Graham 1969, LPT), if any."""
+    """Puts each document into the cheapest row that has room for it; None where none has."""
     rows: list[list[int]] = [[] for _ in range(num_rows)]
     room = [row_tokens] * num_rows
     loads = [(0, row) for row in range(num_rows)]
-    for place, (length, cost) in enumerate(zip(lengths.tolist(), costs.tolist(), strict=True)):
+    for place in places:
         full: list[tuple[int, int]] = []
-        while loads and room[loads[0][1]] < length:
+        while loads and room[loads[0][1]] < sizes[place]:
             full.append(heapq.heappop(loads))
         if not loads:
             return None
         load, row = loads[0]
-        heapq.heapreplace(loads, (load + cost, row))
+        heapq.heapreplace(loads, (load + costs[place], row))
         rows[row].append(place)
-        room[row] -= length
+        room[row] -= sizes[place]
         for passed in full:
             heapq.heappush(loads, passed)
     return rows
-
-
-def _deal(costs: list[int], world_size: int) -> list[list[int]]:
-    """Deals rows, costliest first: each to the rank with least so far, among those that lack a row."""
-    ranks: list[list[int]] = [[] for _ in range(world_size)]
-    loads = [(0, rank) for rank in range(world_size)]
-    for row, cost in enumerate(costs):
-        load, rank = heapq.heappop(loads)
-        ranks[rank].append(row)
-        if len(ranks[rank]) < len(costs) // world_size:
-            heapq.heappush(loads, (load + cost, rank))
-    return ranks
