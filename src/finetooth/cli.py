@@ -268,6 +268,26 @@ def train(
     _run(verb, as_json=as_json)
 
 
+@app.command()
+def verify(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Prove on your own model and data what training promises."""
+
+    def verb(console: "Console") -> dict[str, Any]:
+        config = _load(run_file, overrides)
+        from finetooth.verify import verify as run
+
+        return run(config, console=console)
+
+    result = _run(verb, as_json=as_json)
+    if result is not None and not result["passed"]:
+        raise typer.Exit(1)
+
+
 @app.command(name="eval")
 def evaluate(
     target: Target,
@@ -371,8 +391,11 @@ def _read_prompts(path: Path) -> list[str]:
         raise ConfigError(problem(path, f"cannot be read: {reason}", "name a text file")) from None
 
 
-def _run(verb: Callable[["Console"], dict[str, Any] | None], *, as_json: bool) -> None:
-    """Calls a verb; with `as_json` only the result reaches standard output, whatever libraries print."""
+def _run(verb: Callable[["Console"], dict[str, Any] | None], *, as_json: bool) -> dict[str, Any] | None:
+    """Calls a verb; with `as_json` only the result reaches standard output, whatever libraries print.
+
+    Returns what the verb does.
+    """
     from rich.console import Console
 
     quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
@@ -391,6 +414,8 @@ def _run(verb: Callable[["Console"], dict[str, Any] | None], *, as_json: bool) -
     else:
         if line is not None and _rank() == 0:
             print(line)
+        return result
+    return None
 
 
 def _as_line(result: dict[str, Any] | None) -> str:

@@ -1,21 +1,29 @@
 """One step computed in several ways, by the code that trains and by transformers, and how far they differ.
 
-Nothing here updates a policy: the optimiser only notes the gradients that it is given.
+To compute a step updates nothing: the optimiser only notes the gradients that it is given.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoModelForCausalLM
 
 from finetooth.base.devices import DeviceManager
 from finetooth.batching.collate import collate
 from finetooth.batching.packing import Layout, Row, forward_passes, lay_out
+from finetooth.config.schema import SFTConfig
 from finetooth.data.records import IGNORED_LABEL, Document, DocumentSource
+from finetooth.data.templates import Template
 from finetooth.model.isolation import split_documents
 from finetooth.model.policy import PolicyModel
+from finetooth.model.quiet import quiet_transformers
+from finetooth.training.final import save_final
+from finetooth.training.optimizer import create_optimizer
 from finetooth.training.parallel import alone
 from finetooth.training.step import train_step
 
@@ -113,6 +121,52 @@ def measure_leak(
                 measured = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
                 place = str(documents.document(number).origin)
                 largest = max(largest, Difference(measured, place), key=lambda found: found.measured)
+    return largest
+
+
+def measure_reload(
+    policy: PolicyModel,
+    documents: DocumentSource,
+    *,
+    template: Template,
+    config: SFTConfig,
+    devices: DeviceManager,
+    folder: Path,
+) -> Difference:
+    """Updates the policy once, writes it as `final/`, and compares its logits with plain transformers'.
+
+    In float32. Infinite where final/ does not name every token that ends an answer.
+    """
+    training = config.training
+    optimizer = create_optimizer(policy, learning_rate=training.learning_rate)
+    train_step(
+        alone(policy),
+        [collate([(number,)], documents) for number in range(len(documents.lengths))],
+        total_loss_weight=float(documents.loss_weight_totals.sum()),
+        learning_rate=training.learning_rate,
+        optimizer=optimizer,
+        scaler=devices.gradient_scaler(),
+        devices=devices,
+        max_grad_norm=training.max_grad_norm,
+    )
+    del optimizer
+    save_final(folder, policy=policy, template=template, config=config)
+    named = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    if not set(template.stop_token_ids) <= set(named):
+        return Difference(float("inf"), "generation_config.json")
+    policy.eval()
+    with quiet_transformers():
+        reloaded: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    reloaded.to(policy.device).eval()
+    largest = Difference(0.0, "")
+    for number in range(len(documents.lengths)):
+        document = documents.document(number)
+        ids = torch.from_numpy(document.token_ids.astype(np.int64))[None].to(policy.device)
+        with torch.no_grad():
+            ours, theirs = policy(input_ids=ids).logits, reloaded(input_ids=ids, use_cache=False).logits
+        measured = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+        found = Difference(measured, str(document.origin))
+        largest = max(largest, found, key=lambda difference: difference.measured)
     return largest
 
 
