@@ -37,6 +37,8 @@ from finetooth.training.run_directory import (
 from finetooth.training.trainer import SFTTrainer, TrainResult
 
 OVERFIT_STEPS = 100
+# The summary names so many changes, skipped steps and spikes; metrics.jsonl has all.
+MOST_NOTES = 50
 # Below this share of its first value, the loss of a few documents counts as collapsed.
 COLLAPSED = 0.1
 
@@ -278,10 +280,16 @@ def _announce(console: Console, trainer: SFTTrainer, checkpoint: Checkpoint | No
 def _figures(
     trainer: SFTTrainer, result: TrainResult, *, state: Literal["finished", "stopped"]
 ) -> dict[str, Any]:
-    changes = [line for line in result.history if "changes" in line]
-    last = {name: value for line in result.history for name, value in line.items()}
+    notes: dict[str, list[dict[str, Any]]] = {"changes": [], "skipped": [], "spike": []}
+    last: dict[str, Any] = {}
+    first = None
+    for line in result.metrics.each_line():
+        last |= line
+        first = line.get("train_loss") if first is None else first
+        for name, noted in notes.items():
+            if name in line and len(noted) < MOST_NOTES:
+                noted.append({"step": line["step"], name: line[name]})
     num_tokens, num_targets = trainer.schedule.totals(result.last_step)
-    first = next((line["train_loss"] for line in result.history if "train_loss" in line), None)
     wanted = (
         "loss",
         "train_loss",
@@ -301,5 +309,5 @@ def _figures(
         "first_train_loss": first,
         "best_step": trainer.state.best_step,
         "peak_memory_mb": round(trainer.devices.peak_memory_mb(), 1),
-        **({"changes": changes} if changes else {}),
+        **{name: noted for name, noted in notes.items() if noted},
     }

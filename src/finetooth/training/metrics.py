@@ -9,6 +9,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,20 @@ class MetricsLog:
 
     def lines(self) -> list[dict[str, Any]]:
         """Every complete line; one that was cut off while being written is left out."""
+        return list(self.each_line())
+
+    def each_line(self) -> Iterator[dict[str, Any]]:
+        """The same one by one, as a long run has very many."""
         if not self.is_written or not self.path.exists():
-            return []
-        text = self.path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+            return
+        with self.path.open(encoding="utf-8") as file:
+            for line in file:
+                if line.endswith("\n"):
+                    yield json.loads(line)
 
     def forget_after(self, step: int) -> None:
         """Removes the lines of later steps, which a resumed run will do again."""
         if not self.is_written:
             return
-        kept = [line for line in self.lines() if line["step"] <= step]
-        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        kept = (json.dumps(line) + "\n" for line in self.each_line() if line["step"] <= step)
+        write_atomically(self.path, "".join(kept).encode())

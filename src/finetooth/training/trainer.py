@@ -56,15 +56,20 @@ ROW_LENGTHS_ON_CUDA = 8
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a run gives: the trained policy, every line of metrics.jsonl (on rank 0), and where it ended.
+    """What a run gives: the trained policy, metrics.jsonl (on rank 0), and where it ended.
 
     stopped: the exit code of the signal that stopped the run early, else None.
     """
 
     policy: PolicyModel
-    history: list[dict[str, Any]]
+    metrics: MetricsLog
     last_step: int
     stopped: int | None
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Every line of metrics.jsonl; `metrics.each_line()` gives them one by one."""
+        return self.metrics.lines()
 
 
 class SFTTrainer:
@@ -201,7 +206,7 @@ class SFTTrainer:
             stopped = self._catch_up(stop, view)
             if stopped is None:
                 stopped = self._train_steps(first, stop, view)
-        return TrainResult(self.policy, self.metrics.lines(), self.state.next_step - 1, stopped)
+        return TrainResult(self.policy, self.metrics, self.state.next_step - 1, stopped)
 
     def _catch_up(self, stop: StopRequest, view: ProgressView) -> int | None:
         """Evaluates what comes before the first step: step 0, or the last one where a signal cut it short."""
@@ -433,7 +438,7 @@ class SFTTrainer:
         return -(-self.layout.row_tokens // ROW_LENGTHS_ON_CUDA)
 
     def _is_evaluated(self, step: int) -> bool:
-        is_there = any(line["step"] == step and "train_loss" in line for line in self.metrics.lines())
+        is_there = any(line["step"] == step and "train_loss" in line for line in self.metrics.each_line())
         return bool(self.ranks.highest(int(is_there)))
 
     def _evaluate(self, step: int, view: ProgressView, stop: StopRequest) -> bool:
