@@ -205,6 +205,15 @@ def test_two_records_give_one_to_each_side(tokenizer: str, seed: int):
         assert (prepared.train.num_documents, prepared.dev.num_documents) == (1, 1)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_share_is_drawn_from_prompts_as_they_are_joined(tokenizer: str, seed: int):
+    records = [{"instruction": "Add.", "input": f"{n} and {n}", "output": "so"} for n in range(2)]
+    write("train.jsonl", list(map(json.dumps, records)))
+    prepared = prepare_data(config(tokenizer, dev=0.01, seed=seed, input_join="\n\nInput:\n"))
+    assert prepared.dev is not None
+    assert (prepared.train.num_documents, prepared.dev.num_documents) == (1, 1)
+
+
 def test_dev_can_be_a_file(tokenizer: str):
     write("train.jsonl", [line(1), line(2)])
     write(
