@@ -98,14 +98,18 @@ def test_loss_on_last_with_a_last_answer_that_is_not_to_be_trained():
     assert "no target" in refusal(tiny_template("chatml"), USER, *answers, loss_on="last")
 
 
-def test_where_all_is_trained_a_weight_holds_for_the_messages_own_text():
+def test_where_all_is_trained_a_weight_holds_for_the_messages_text_and_an_answers_end():
     template = tiny_template("chatml")
     talk = (Message("user", "2+2?", loss_weight=0), Message("assistant", "Four", loss_weight=0.5))
     assert weighed(template, *talk, loss_on="all") == [
         (1, "user\n"),
         (1, "<|im_end|>\n<|im_start|>assistant\n"),
-        (0.5, "Four"),
-        (1, "<|im_end|>"),
+        (0.5, "Four<|im_end|>"),
+    ]
+    bad = Message("assistant", "Five", loss_weight=0)
+    assert weighed(template, USER, bad, USER, Message("assistant", "4"), loss_on="all") == [
+        (1, f"user\n{USER.content}<|im_end|>\n<|im_start|>assistant\n"),
+        (1, f"\n<|im_start|>user\n{USER.content}<|im_end|>\n<|im_start|>assistant\n4<|im_end|>"),
     ]
 
 

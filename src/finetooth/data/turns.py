@@ -120,7 +120,7 @@ def prove_turns(
     _check_nothing_left_out(whole, conversation, num_messages, template)
     if options.loss_on == "all":
         [chain] = _chains(turns, whole)
-        return twin, [dataclasses.replace(chain, weights=_weights(whole, messages, options))]
+        return twin, [dataclasses.replace(chain, weights=_weights(whole, messages, options, stops))]
     weighed = [
         _weighed(turn, i, conversation, template, twin, options)
         for turn, i in zip(turns, trained, strict=True)
@@ -290,17 +290,28 @@ def _without_calls(index: int, conversation: Conversation, template: Template, t
 
 
 def _weights(
-    text: Rendered, messages: Sequence[Message], options: MaskOptions
+    text: Rendered, messages: Sequence[Message], options: MaskOptions, stops: frozenset[str]
 ) -> tuple[tuple[Span, float], ...]:
-    """The loss weights, where all is trained, of the messages' own texts that have another one than 1."""
+    """Where all is trained, the spans with another loss weight than 1; a later one wins over one before.
+
+    These are the messages' own texts, an answer's through its end-of-turn token, and reasoning left out.
+    """
+    own = [run for run in text.messages if run.source[0] >= 0]
+    ends = [place + 1 for place in text.controls if text.text[place] in stops]
     weights: list[tuple[Span, float]] = []
-    for begin, length, (index, field), *_ in text.messages:
-        if index < 0:
+    for number, (begin, length, (index, _), *_) in enumerate(own):
+        message, end = messages[index], begin + length
+        if message.loss_weight == 1:
             continue
-        is_left_out = field == "reasoning_content" and not options.train_reasoning
-        weight = 0.0 if is_left_out else messages[index].loss_weight
-        if weight != 1:
-            weights.append(((begin, begin + length), weight))
+        is_last = number + 1 == len(own) or own[number + 1].source[0] != index
+        if message.role == "assistant":
+            following = len(text.text) if number + 1 == len(own) else own[number + 1].begin
+            stop = next((place for place in ends if end < place <= following), end)
+            end = stop if is_last else following
+        weights.append(((begin, end), message.loss_weight))
+    if not options.train_reasoning:
+        thoughts = [run for run in own if run.source[1] == "reasoning_content"]
+        weights += [((run.begin, run.begin + run.length), 0.0) for run in thoughts]
     return tuple(weights)
 
 
