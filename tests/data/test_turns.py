@@ -249,6 +249,11 @@ def test_conversations_with_rewritten_history_and_answers_read_as_reasoning_are_
     assert not isinstance(result, Refusal)
     assert len(result) == 2
     assert report == RenderReport(num_rewritten=1, num_reasoning=2)
+    for loss_on in ("last", "all"):
+        [_], report = render_with_report(
+            [talk], tiny_template("rewriting"), options=MaskOptions(loss_on=loss_on)
+        )
+        assert report == RenderReport(num_reasoning=2, num_unwritten=1)
     [_], report = render_with_report([talk], tiny_template("chatml"))
     assert (report.num_rewritten, report.num_reasoning) == (0, 0), "the text stays as it was"
 

@@ -43,6 +43,7 @@ class RenderReport:
     num_behind:       messages behind the last trained answer; no document holds them
     num_rewritten:    conversations in several documents, because the template rewrites history
     num_reasoning:    answers whose leading <think>…</think> the template was given as reasoning_content
+    num_unwritten:    answers whose reasoning no document holds, because the template drops it from history
     num_seams:        documents whose ids differ from those of their text encoded as one string, because a
                       token would have crossed the end of the generation prompt
     num_other_blocks: trained turns around which the template's generation block holds more or less
@@ -56,6 +57,7 @@ class RenderReport:
     num_behind: int = 0
     num_rewritten: int = 0
     num_reasoning: int = 0
+    num_unwritten: int = 0
     num_seams: int = 0
     num_other_blocks: int = 0
     num_divided: int = 0
@@ -69,6 +71,7 @@ class RenderReport:
             self.num_behind + other.num_behind,
             self.num_rewritten + other.num_rewritten,
             self.num_reasoning + other.num_reasoning,
+            self.num_unwritten + other.num_unwritten,
             self.num_seams + other.num_seams,
             self.num_other_blocks + other.num_other_blocks,
             self.num_divided + other.num_divided,
@@ -159,8 +162,8 @@ def _render_conversations(
             stops = stop_characters(twin, template.stop_token_ids) if is_all else frozenset[str]()
             documents = tuple(_document(part, twin, conversation.origin, stops) for part in parts)
             num_behind = num_messages_behind(conversation.messages, options.loss_on)
-            num_reasoning = _num_read_as_reasoning(conversation, template)
-            of_messages = (num_behind, int(len(chains) > 1), num_reasoning)
+            num_reasoning, num_unwritten = _count_reasoning(conversation, parts, template)
+            of_messages = (num_behind, int(len(chains) > 1), num_reasoning, num_unwritten)
             yield documents, _report(parts, twin, of_messages)
         except RefusedError as error:
             yield error.refusal, None
@@ -296,24 +299,34 @@ def _find_controls(text: Rendered, token_ids: np.ndarray, twin: Twin) -> np.ndar
     return controls
 
 
-def _num_read_as_reasoning(conversation: Conversation, template: Template) -> int:
+def _count_reasoning(
+    conversation: Conversation, parts: Sequence[_Part], template: Template
+) -> tuple[int, int]:
+    """Answers whose reasoning was split off their text, and answers whose reasoning no part holds."""
+    thinking = [number for number, message in enumerate(conversation.messages) if message.reasoning_content]
     num_split_off = sum(message.text_with_reasoning is not None for message in conversation.messages)
-    return num_split_off if num_split_off and writes_reasoning(template) else 0
+    if not (thinking or num_split_off) or not writes_reasoning(template):
+        return 0, 0
+    written = {run.source for part in parts for run in part.text.messages}
+    return num_split_off, sum((number, "reasoning_content") not in written for number in thinking)
 
 
-def _report(parts: Sequence[_Part], twin: Twin, of_messages: tuple[int, int, int]) -> RenderReport | None:
-    """of_messages: num_behind, num_rewritten and num_reasoning of the conversation."""
+def _report(
+    parts: Sequence[_Part], twin: Twin, of_messages: tuple[int, int, int, int]
+) -> RenderReport | None:
+    """of_messages: num_behind, num_rewritten, num_reasoning and num_unwritten of the conversation."""
     turns = [turn for part in parts for turn in part.turns]
     names = [name for part in parts for name in twin.names_in(part.text.text)]
     num_seams = sum(part.seam is not None for part in parts)
     is_changed = names or num_seams or any(of_messages)
     if not (is_changed or any(turn.num_trimmed or turn.has_other_block for turn in turns)):
         return None
-    num_behind, num_rewritten, num_reasoning = of_messages
+    num_behind, num_rewritten, num_reasoning, num_unwritten = of_messages
     return RenderReport(
         num_behind=num_behind,
         num_rewritten=num_rewritten,
         num_reasoning=num_reasoning,
+        num_unwritten=num_unwritten,
         num_trimmed=sum(turn.num_trimmed for turn in turns),
         num_seams=num_seams,
         num_other_blocks=sum(turn.has_other_block for turn in turns),

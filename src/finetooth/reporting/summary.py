@@ -65,6 +65,7 @@ def _changes(report: RenderReport) -> list[str]:
         (report.num_behind, "messages behind the last answer that is trained, left out"),
         (report.num_rewritten, "conversations in several documents, as the template rewrites history"),
         (report.num_reasoning, "answers whose leading <think>…</think> was read as reasoning"),
+        (report.num_unwritten, "answers whose reasoning the template drops, so that no document holds it"),
         (report.num_seams, "documents in which the prompt was encoded apart, as in use"),
         (report.num_other_blocks, "turns around which the template's generation block holds more or less"),
         (report.num_divided, "texts divided into windows of data.max_length"),
