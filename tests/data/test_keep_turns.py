@@ -57,6 +57,15 @@ def test_nothing_is_left_where_the_last_turn_alone_is_too_long():
     assert attempt(conversation("a", "b", "c" * 400), 20) is None
 
 
+def test_turns_are_kept_where_those_behind_them_are_context_only():
+    turns = [(Message("user", "a" * 20), Message("assistant", "b", loss_weight=n < 2)) for n in range(6)]
+    talk = Conversation(tuple(message for turn in turns for message in turn), ORIGIN)
+    left = attempt(talk, length_of(talk) - 1)
+    assert left is not None
+    assert left.conversation.messages == talk.messages[2:]
+    assert left.report == RenderReport(num_left_out=2, num_behind=8)
+
+
 def test_a_template_that_refuses_what_is_left_leaves_nothing():
     assert attempt(conversation("a", "b", "c", " "), 20) is None
 

@@ -32,22 +32,26 @@ def shortened(
 
     System messages at its start are kept. What is left begins with a question, never with an answer or the
     result of a tool whose question is gone; no message is cut. The number of messages from the start at
-    which it fits is searched by halving, since a shorter conversation never gives a longer document.
+    which it fits is searched by halving, since a shorter conversation never gives a longer document. One
+    that is refused (its last answers are context only, say) is not too long; longer ones may fit.
     """
     messages = conversation.messages
     num_system = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
     starts = _questions(messages, num_system)
 
-    def attempt(start: int) -> Shortened | None:
+    def attempt(start: int) -> Shortened | Refusal | None:
         left = dataclasses.replace(conversation, messages=messages[:num_system] + messages[start:])
         [result], report = render_with_report([left], template, options=options)
-        if isinstance(result, Refusal) or max(len(document.token_ids) for document in result) > max_length:
+        if isinstance(result, Refusal):
+            return result
+        if max(len(document.token_ids) for document in result) > max_length:
             return None
         num_left_out = len(messages) - len(left.messages)
         return Shortened(left, result, report + RenderReport(num_left_out=num_left_out))
 
     first = bisect_left(starts, True, key=lambda start: attempt(start) is not None)
-    return attempt(starts[first]) if first < len(starts) else None
+    found = attempt(starts[first]) if first < len(starts) else None
+    return found if isinstance(found, Shortened) else None
 
 
 def _questions(messages: Sequence[Message], num_system: int) -> list[int]:
