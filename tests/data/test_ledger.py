@@ -33,7 +33,7 @@ def record(line: int, prompt: Any = "What is two?", response: Any = "Two.") -> R
 def render(entries: list[Record | BadLine], template: Template, **settings: Any) -> list[Outcome]:
     data = DataConfig(train="t.jsonl", **settings)
     portions = render_records(iter(entries), template, format="prompt-response", fields=None, data=data)
-    return [outcome for outcomes, _ in portions for outcome in outcomes]
+    return [outcome for outcomes in portions for outcome in outcomes]
 
 
 def test_each_entry_is_kept_dropped_or_refused(chatml: Template):
@@ -107,7 +107,7 @@ def test_no_more_than_a_portion_is_taken_at_once(chatml: Template, monkeypatch: 
     entries = iter([record(line, response="x" * 60) for line in range(1, 11)])
     data = DataConfig(train="t.jsonl")
     portions = render_records(entries, chatml, format="prompt-response", fields=None, data=data)
-    first, _ = next(portions)
+    first = next(portions)
     assert len(first) == 2
     assert len(list(entries)) == 8
 
@@ -143,7 +143,7 @@ def test_any_record_has_one_fate_and_the_counts_add_up(
     entries = [Record(Origin("t", line), each) for line, each in enumerate(read, start=1)]
     data = DataConfig(train="t", max_length=max_length)
     portions = list(render_records(entries, chatml, format=format, fields=None, data=data))
-    outcomes = [outcome for portion, _ in portions for outcome in portion]
+    outcomes = [outcome for portion in portions for outcome in portion]
     assert [outcome.entry for outcome in outcomes] == entries
     for outcome in outcomes:
         assert (outcome.reason is None) == (outcome.state == "kept")

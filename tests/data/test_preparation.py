@@ -18,7 +18,6 @@ from finetooth.base.files import check_folder
 from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig, TrainingConfig
 from finetooth.data import accounting, inputs, preparation
 from finetooth.data.ledger import Counts, Outcome
-from finetooth.data.masking import RenderReport
 from finetooth.data.preparation import prepare_data
 from finetooth.data.sources import read_records
 from finetooth.data.store import open_store
@@ -362,9 +361,9 @@ def test_a_ledger_that_does_not_add_up_is_told(
     write("train.jsonl", [line(1), line(2), line(3)])
     rightly = accounting.render_records
 
-    def wrongly(*arguments: Any, **named: Any) -> Iterator[tuple[list[Outcome], RenderReport]]:
-        for outcomes, report in rightly(*arguments, **named):
-            yield break_it(outcomes), report
+    def wrongly(*arguments: Any, **named: Any) -> Iterator[list[Outcome]]:
+        for outcomes in rightly(*arguments, **named):
+            yield break_it(outcomes)
 
     monkeypatch.setattr(accounting, "render_records", wrongly)
     with pytest.raises(FinetoothError) as caught:

@@ -12,6 +12,7 @@ from finetooth.base.errors import DataError
 from finetooth.batching.schedule import schedule_of
 from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig, TrainingConfig
 from finetooth.data.dataset import SFTDataset
+from finetooth.data.masking import RenderReport
 from finetooth.data.preparation import PreparedData, prepare_data
 
 
@@ -245,6 +246,28 @@ def test_every_source_that_cannot_be_used_is_told(tokenizer: str):
         "none.csv",
         "none.json",
     ]
+
+
+def test_what_is_told_to_be_changed_is_what_is_kept(tokenizer: str):
+    turns = [
+        {"role": role, "content": f"{role} {number} <|im_end|>"}
+        for number in range(6)
+        for role in ("user", "assistant")
+    ]
+    write("train.jsonl", {"messages": turns, "id": 1}, {"messages": turns, "id": 2})
+    with Path("train.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": [turns[0] | {"content": "<|im_end|>" * 99}, turns[1]]}) + "\n")
+
+    prepared = prepare_data(config(tokenizer, "train.jsonl", on_long_document="keep-turns", max_length=120))
+    states = [line["state"] for line in ledger_of(prepared)]
+    assert states == ["kept", "dropped", "dropped"]
+    text = prepared.tokenizer.decode(prepared.train.document(0).token_ids.tolist())
+    num_messages = text.count("<|im_start|>")
+    assert num_messages < 12
+    assert prepared.report == RenderReport(
+        num_left_out=12 - num_messages, control_text={"<|im_end|>": num_messages}
+    )
+    assert prepared.unread_fields == {"id": 1}
 
 
 def test_files_of_tokens_are_trained_as_given(tokenizer: str):

@@ -103,6 +103,8 @@ class _Tally:
         """Notes a record that was kept."""
         self.sources[number].statistics.setdefault(split, Statistics()).add(outcome)
         self.num_near_duplicates += outcome.same_as is not None
+        if outcome.change is not None:
+            self.report += outcome.change
         for name in outcome.unread:
             if name in self.unread_fields or len(self.unread_fields) < _UNREAD_FIELDS_NOTED:
                 self.unread_fields[name] += 1
@@ -147,8 +149,7 @@ def _write_records(
                 fields=source.settings.fields,
                 data=config.data,
             )
-            for outcomes, report in rendered:
-                tally.report += report
+            for outcomes in rendered:
                 judged = judge(outcomes, source)
                 lines = [outcome.ledger_line(split, source.path) for outcome, split in judged]
                 file.write(b"".join(encode_line(line) + b"\n" for line in lines))

@@ -192,7 +192,7 @@ def _render(
 ) -> list[Outcome]:
     finder = DoubleFinder(data)
     rendered = render_records(entries, template, format=format, fields=data.fields, data=data)
-    portions = (finder.judge(portion, SPLITS[:1] * len(portion)) for portion, _ in rendered)
+    portions = (finder.judge(portion, SPLITS[:1] * len(portion)) for portion in rendered)
     near = None if data.on_near_duplicate == "keep" else NearDuplicateFinder(data)
     outcomes = [o for portion in portions for o in (near.judge(portion) if near else portion)]
     if problems := [outcome.problem() for outcome in outcomes if outcome.is_error]:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import msgspec
 
 from finetooth.base.errors import problem
+from finetooth.data.masking import RenderReport
 from finetooth.data.records import Conversation, Document, GivenTokens, Origin, PlainText, Record
 from finetooth.data.sources import BadLine
 
@@ -48,6 +49,7 @@ class Outcome:
     is_error:       whether the settings make it an error that it was not kept
     num_left_out:   messages that were left out of it from the start so that the rest fits
     unread:         names of what the record holds and nothing reads
+    change:         what rendering changed; None for nothing
     """
 
     entry: Entry
@@ -61,6 +63,7 @@ class Outcome:
     is_error: bool = False
     num_left_out: int = 0
     unread: Sequence[str] = ()
+    change: RenderReport | None = None
 
     @property
     def read(self) -> Item | None:

@@ -101,23 +101,31 @@ def render_with_report(
     items: Sequence[Item], template: Template, *, options: MaskOptions = _DEFAULTS
 ) -> tuple[list[Result], RenderReport]:
     """As render_documents; the second value counts what rendering changed."""
+    rendered = render_each(items, template, options=options)
+    report = RenderReport()
+    for _, change in rendered:
+        report = report if change is None else report + change
+    return [result for result, _ in rendered], report
+
+
+def render_each(
+    items: Sequence[Item], template: Template, *, options: MaskOptions = _DEFAULTS
+) -> list[tuple[Result, RenderReport | None]]:
+    """As render_documents; beside the documents of each item what rendering changed, None for nothing."""
     conversations = [item for item in items if isinstance(item, Conversation)]
     texts = [item for item in items if isinstance(item, PlainText)]
     rendered = iter(_render_conversations(conversations, template, options))
     divided = iter(text_documents(texts, template, max_length=options.max_length))
-    results: list[Result] = []
-    report = RenderReport()
+    results: list[tuple[Result, RenderReport | None]] = []
     for item in items:
         match item:
             case Conversation():
-                result, change = next(rendered)
+                results.append(next(rendered))
             case PlainText():
-                result, change = _divided(next(divided))
+                results.append(_divided(next(divided)))
             case GivenTokens():
-                result, change = _given(item, template, options)
-        results.append(result)
-        report = report if change is None else report + change
-    return results, report
+                results.append(_given(item, template, options))
+    return results
 
 
 def _divided(

@@ -70,7 +70,7 @@ class PreparedData:
     counts:           by split, what the ledger says
     statistics:       by split, the figures of what was kept, over all and under "sources" for each
     sample:           the shortest of the first documents of train
-    report:           what rendering changed
+    report:           what rendering changed in the records that were kept
     num_near_duplicates: how many records were kept that almost repeat an earlier one, if that is reported
     unread_fields:    in how many kept records stands what, that is not read
     has_more_records: whether a training source holds more than max_records; those were not read

@@ -13,7 +13,7 @@ from finetooth.config.schema import DataConfig
 from finetooth.data.formats.reading import BadRecord, Format, read_record
 from finetooth.data.keep_turns import shortened
 from finetooth.data.ledger import Entry, Item, Outcome
-from finetooth.data.masking import MaskOptions, Refusal, RenderReport, Result, render_with_report
+from finetooth.data.masking import MaskOptions, Refusal, RenderReport, Result, render_each
 from finetooth.data.records import Conversation, GivenTokens, PlainText, Record
 from finetooth.data.sources import BadLine
 from finetooth.data.templates import Template
@@ -24,7 +24,6 @@ _PORTION_CHARACTERS = 2_000_000
 _AT_ONCE = 2
 
 Portion = list[tuple[Entry, Item | BadRecord | BadLine, Sequence[str]]]
-Rendered = tuple[list[Outcome], RenderReport]
 
 
 def render_records(
@@ -34,14 +33,14 @@ def render_records(
     format: Format,
     fields: Mapping[str, str] | None,
     data: DataConfig,
-) -> Iterator[Rendered]:
-    """Gives every entry its fate, in order, some hundred at a time, beside what rendering changed."""
+) -> Iterator[list[Outcome]]:
+    """Gives every entry its fate, in order, some hundred at a time."""
     portions = _portions(entries, format, fields, data)
     # The first portion, a small one, goes alone: it makes the tokenizer's encoder, which two threads would
     # make twice.
     for portion in itertools.islice(portions, 1):
         yield _rendered(portion, template, data)
-    in_work: deque[Future[Rendered]] = deque()
+    in_work: deque[Future[list[Outcome]]] = deque()
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="render") as pool:
         try:
             for portion in portions:
@@ -88,11 +87,10 @@ def _size_of(read: Item | BadRecord | BadLine) -> int:
             return 0
 
 
-def _rendered(portion: Portion, template: Template, data: DataConfig) -> Rendered:
+def _rendered(portion: Portion, template: Template, data: DataConfig) -> list[Outcome]:
     options = MaskOptions.of(data)
     items = [read for _, read, _ in portion if not isinstance(read, BadRecord | BadLine)]
-    results, report = render_with_report(items, template, options=options)
-    remaining = iter(results)
+    remaining = iter(render_each(items, template, options=options))
     outcomes: list[Outcome] = []
     for entry, read, unread in portion:
         if isinstance(read, BadRecord | BadLine):
@@ -101,15 +99,21 @@ def _rendered(portion: Portion, template: Template, data: DataConfig) -> Rendere
                 Outcome(entry, "refused", reason=read.fact, remedy=read.remedy, is_error=is_error)
             )
             continue
-        outcome = _decide(entry, read, next(remaining), unread, data)
+        outcome = _decide(entry, read, *next(remaining), unread, data)
         if outcome.state == "dropped" and data.on_long_document == "keep-turns":
-            outcome, change = _with_fewer_turns(outcome, template, options, data)
-            report += change
+            outcome = _with_fewer_turns(outcome, template, options, data)
         outcomes.append(outcome)
-    return outcomes, report
+    return outcomes
 
 
-def _decide(entry: Entry, item: Item, result: Result, unread: Sequence[str], data: DataConfig) -> Outcome:
+def _decide(
+    entry: Entry,
+    item: Item,
+    result: Result,
+    change: RenderReport | None,
+    unread: Sequence[str],
+    data: DataConfig,
+) -> Outcome:
     if isinstance(result, Refusal):
         is_error = data.on_bad_record == "error"
         return Outcome(
@@ -126,20 +130,20 @@ def _decide(entry: Entry, item: Item, result: Result, unread: Sequence[str], dat
             is_error=data.on_long_document == "error",
             unread=unread,
         )
-    return Outcome(entry, "kept", result, item, unread=unread)
+    return Outcome(entry, "kept", result, item, unread=unread, change=change)
 
 
 def _with_fewer_turns(
     outcome: Outcome, template: Template, options: MaskOptions, data: DataConfig
-) -> tuple[Outcome, RenderReport]:
+) -> Outcome:
     """What is left of a conversation that is too long when its first turns are left out, if that helps."""
     if not isinstance(outcome.item, Conversation):
-        return outcome, RenderReport()
+        return outcome
     left = shortened(outcome.item, template, max_length=data.max_length, options=options)
     if left is None:
-        return outcome, RenderReport()
+        return outcome
     num_left_out = len(outcome.item.messages) - len(left.conversation.messages)
-    kept = Outcome(
+    return Outcome(
         outcome.entry,
         "kept",
         left.documents,
@@ -147,5 +151,5 @@ def _with_fewer_turns(
         whole=outcome.item,
         num_left_out=num_left_out,
         unread=outcome.unread,
+        change=left.report,
     )
-    return kept, left.report

@@ -201,7 +201,7 @@ def _item_of(record: Entry, source: Source, config: SFTConfig) -> Item | None:
 
 def _render_alone(record: Entry, template: Template, source: Source, config: SFTConfig) -> Outcome:
     format, fields = source.format, source.settings.fields
-    [([outcome], _)] = render_records([record], template, format=format, fields=fields, data=config.data)
+    [[outcome]] = render_records([record], template, format=format, fields=fields, data=config.data)
     return outcome
 
 
