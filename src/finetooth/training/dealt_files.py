@@ -14,8 +14,10 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
@@ -80,6 +82,9 @@ def gather_policy(policy: PolicyModel, ranks: Ranks, *, copy: bool = False) -> C
 
     copy: the tensors stay as they are now when the policy is trained on.
     """
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            cast(FSDPModule, module).reshard()  # after a forward pass, some would be whole or empty
     state = dict(policy.model.named_parameters())
     persistent = policy.model.state_dict().keys()
     state |= {name: buffer for name, buffer in policy.model.named_buffers() if name in persistent}
