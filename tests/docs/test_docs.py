@@ -37,7 +37,9 @@ def run_examples(text: str) -> int:
     return num_run
 
 
-@pytest.mark.parametrize(("name", "least"), [("data.md", 2), ("masks.md", 2), ("library.md", 4)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("data.md", 2), ("masks.md", 2), ("library.md", 4), ("scale.md", 1)]
+)
 def test_the_examples_run_and_print_what_is_shown(
     name: str, least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
