@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench schema clean
+.PHONY: help demo test torture check bench schema clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: .venv/installed  ## train the built-in model and show what it learnt; no n
 
 test: .venv/installed  ## run the tests
 	$(RUN) -m pytest
+
+torture: .venv/installed  ## kill and damage runs for up to 40 minutes
+	$(RUN) -m pytest -m torture tests/torture
 
 check: .venv/installed  ## lint, format, types, layers and sizes
 	$(RUN) -m ruff check .
