@@ -80,8 +80,7 @@ def _render_again(
         portions = render_records(
             chosen, prepared.template, format=source.format, fields=fields, data=config.data
         )
-        for outcomes, _ in portions:
-            yield from outcomes
+        yield from itertools.chain.from_iterable(portions)
 
 
 def _is_same(one: Document, other: Document) -> bool:
