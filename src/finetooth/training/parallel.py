@@ -26,6 +26,8 @@ from finetooth.config.schema import ParallelConfig
 from finetooth.data.records import DocumentSource
 from finetooth.model.policy import PolicyModel
 
+_ALIGNMENT_BYTES = 64
+
 
 @dataclass(frozen=True, slots=True)
 class SharedPolicy:
@@ -85,6 +87,7 @@ def distribute(
 
     Raises ConfigError where the processes do not stand on machines as `parallel.shard` supposes.
     """
+    _align(policy)
     if ranks.world_size == 1:
         return alone(policy)
     if parallel.shard is None:
@@ -111,6 +114,17 @@ def whole_parameters(policy: PolicyModel) -> Iterator[None]:
         for module in shards:
             module.set_reshard_after_forward(module is not policy, recurse=False)
             module.reshard()
+
+
+def _align(policy: PolicyModel) -> None:
+    """Moves tensors to where torch itself would put them.
+
+    Mapped from a file they begin at any address, and the last bits of a matrix product depend on it: a resumed
+    run would differ from an uninterrupted one.
+    """
+    for tensor in (*policy.parameters(), *policy.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT_BYTES:
+            tensor.data = tensor.data.clone()
 
 
 def _replicated(policy: PolicyModel, devices: DeviceManager) -> DistributedDataParallel:
