@@ -41,7 +41,6 @@ class SharedPolicy:
     trained: nn.Module
     ranks: Ranks
     sums_once: bool = True
-    sums_once: bool = True
 
     @property
     def is_sharded(self) -> bool:
@@ -119,7 +118,7 @@ def whole_parameters(policy: PolicyModel) -> Iterator[None]:
 def _align(policy: PolicyModel) -> None:
     """Moves tensors to where torch itself would put them.
 
-    Mapped from a file they begin at any address, and the last bits of a matrix product depend on it: a resumed
+    Mapped from a file they begin anywhere, and the last bits of a matrix product depend on it: a resumed
     run would differ from an uninterrupted one.
     """
     for tensor in (*policy.parameters(), *policy.buffers()):
