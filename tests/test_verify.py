@@ -69,7 +69,7 @@ def test_everything_holds(folder: Path):
     assert max(len(line.rstrip()) for line in result.stderr.splitlines()) <= 80
     assert len(table) > len(printed["verdicts"])
     assert blank == ""
-    assert sampled.startswith("computed: 8 of 18 documents, ")
+    assert sampled.startswith("computed: 8 of 20 documents, ")
     assert where.startswith("on cpu, ")
     assert last == "all that was measured holds"
 
