@@ -14,7 +14,9 @@ summary.json       how it ended
 
 import contextlib
 import json
+import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -34,6 +36,8 @@ from finetooth.training.run_lock import LOCK_NAME, locked
 Resume = Literal["never", "must", "auto"]
 PLACE = "output_dir"
 NO_RESUME = "leave --resume out, or write --resume auto"
+SHORTEST_SECRET = 8
+_SECRET_NAME = re.compile("TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
@@ -117,6 +121,14 @@ def _environment(devices: DeviceManager) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": devices.describe(),
-        "command": sys.argv,
+        "command": [_without_secrets(argument) for argument in sys.argv],
         "versions": {"finetooth": __version__, **{name: version(name) for name in LIBRARIES}},
     }
+
+
+def _without_secrets(argument: str) -> str:
+    """The argument with $NAME for what the environment holds as a token, key or password."""
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET:
+            argument = argument.replace(value, f"${name}")
+    return argument
