@@ -134,6 +134,46 @@ def test_a_resume_that_is_refused_changes_nothing(finished: Path):
     assert {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
 
 
+def test_a_finished_run_is_made_longer_and_says_what_changed(folder: Path):
+    write_run(folder)
+    assert command("max_steps=3").exit_code == 0
+    refused = command("--resume", "max_steps=5")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("number of steps: 5 here, 3 in run/checkpoints/step-000003; undo")
+    result = command("--resume", "--accept-changes", "max_steps=5")
+    assert result.exit_code == 0
+    assert "from step 4 on: number of steps 5 instead of 3; the learning rate now follows" in result.stdout
+    summary = read_json(folder / "run" / "summary.json")
+    assert (summary["state"], summary["num_steps"]) == ("finished", 5)
+    assert summary["changes"] == [{"step": 4, "changes": {"number of steps": {"before": 3, "now": 5}}}]
+    assert [line["step"] for line in metrics(folder / "run") if "loss" in line] == [1, 2, 3, 4, 5]
+
+
+def test_where_all_checkpoints_are_damaged_auto_sets_them_aside_and_starts_anew(folder: Path):
+    write_run(folder)
+    assert command("max_steps=3").exit_code == 0
+    once = metrics(folder / "run")
+    places = sorted((folder / "run" / "checkpoints").glob("step-*"))
+    for place in places:
+        (place / "state.json").unlink()
+    assert command("--resume", "max_steps=3").exit_code == 1
+    result = command("--resume", "auto", "max_steps=3")
+    assert result.exit_code == 0
+    assert result.stdout.count("damaged: state.json: missing; the run starts anew") == len(places)
+    assert metrics(folder / "run") == once
+    kept = sorted(path.name for path in (folder / "run" / "checkpoints").glob("aside-*"))
+    assert kept == [f"aside-{place.name}" for place in places]
+
+
+def test_accepting_changes_belongs_to_a_resume(folder: Path):
+    write_run(folder)
+    result = command("--accept-changes")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "command line: --accept-changes belongs to --resume; give both, or leave it out\n",
+    )
+
+
 def test_without_dev_records_there_are_no_dev_figures(folder: Path):
     write_run(folder, data={"dev": None})
     assert command("max_steps=2").exit_code == 0
