@@ -1,7 +1,7 @@
-"""Residual dropout: some outputs of every attention and feed-forward block are zero while a policy is trained.
+"""Residual dropout: some outputs of every attention and feed-forward block are zero in training.
 
-The mask is a hash of (seed, step, document, position in it, block, feature). It is the same however the documents
-are laid out, on any device and any number of ranks, and no random number generator plays a part.
+The mask is a hash of (seed, step, document, position in it, block, feature). It is the same however the
+documents are laid out, on any device and any number of ranks, and no random number generator plays a part.
 
 Shapes: B rows, T tokens in a row, D hidden, G groups of four features.
 """
