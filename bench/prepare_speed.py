@@ -27,10 +27,10 @@ from finetooth.base.files import new_folder, write_atomically
 from finetooth.config.schema import SFTConfig
 from finetooth.data.accounting import write_prepared
 from finetooth.data.formats.reading import is_prompt_response
-from finetooth.data.inputs import examine_sources
 from finetooth.data.preparation import TemplateLoader
+from finetooth.data.sources.inputs import examine_sources
 from finetooth.data.store import open_store
-from finetooth.data.templates import Template
+from finetooth.data.templates.template import Template
 
 PREPARE, BARE = "finetooth prepare", "bare batch call"
 

@@ -13,9 +13,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from finetooth.data.records import Conversation, Message, Origin, Role
-from finetooth.data.templates import Template, resolve_template
-from finetooth.data.tokenizer import Tokenizer
-from finetooth.data.tokenizer_files import TokenizerFiles
+from finetooth.data.templates.template import Template, resolve_template
+from finetooth.data.tokenizer.files import TokenizerFiles
+from finetooth.data.tokenizer.tokenizer import Tokenizer
 
 CONTROL_TOKENS = (
     *("<|end_of_text|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<s>"),

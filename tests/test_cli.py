@@ -19,6 +19,7 @@ from finetooth.base.stopping import StopRequest
 from finetooth.cli import app, spell_out_resume
 
 SOURCES = Path(finetooth.__file__).resolve().parents[1]
+LOWER = "lower training.row_tokens or training.rows_at_once, as train --auto-fit does"
 RUN_FILE = "model: {path: base}\ndata: {train: train.jsonl}\noutput_dir: run\n"
 
 
@@ -98,8 +99,10 @@ def test_train_gets_its_settings_and_options(replace_verb: Any):
     assert config.data.train == "train.jsonl"
     assert isinstance(verb.keywords.pop("stop"), StopRequest)
     assert verb.keywords == {
-        **{"resume": "never", "accept_changes": False},
-        **{"overfit": 8, "auto_fit": False},
+        "resume": "never",
+        "accept_changes": False,
+        "overfit": 8,
+        "auto_fit": False,
     }
 
 
@@ -192,12 +195,12 @@ class OutOfMemoryError(RuntimeError):
         (
             MemoryError(),
             4,
-            "memory: no memory left; lower training.row_tokens or training.rows_at_once, as train --auto-fit does\n",
+            f"memory: no memory left; {LOWER}\n",
         ),
         (
             OutOfMemoryError("CUDA out of memory.\nTried to"),
             4,
-            "memory: CUDA out of memory.; lower training.row_tokens or training.rows_at_once, as train --auto-fit does\n",
+            f"memory: CUDA out of memory.; {LOWER}\n",
         ),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),

@@ -17,7 +17,7 @@ from finetooth.config.load import load_config
 from finetooth.config.schema import SFTConfig
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.data.records import Message
-from finetooth.data.templates import encode_prompt
+from finetooth.data.templates.template import encode_prompt
 from finetooth.evaluate import evaluate
 from finetooth.evaluation.speaker import open_speaker
 from finetooth.train import train
@@ -40,7 +40,7 @@ def day(number: int) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("finetooth.data.preparation.datetime", Then)
-        patch.setattr("finetooth.data.templates.datetime", Then)
+        patch.setattr("finetooth.data.templates.template.datetime", Then)
         yield
 
 

@@ -30,9 +30,11 @@ def run_examples(module: ModuleType) -> doctest.TestResults:
 
 
 def test_modules_with_examples_are_found():
-    assert {"finetooth.base.errors", "finetooth.batching.order", "finetooth.data.provenance"} <= set(
-        modules_with_examples()
-    )
+    assert {
+        "finetooth.base.errors",
+        "finetooth.batching.order",
+        "finetooth.data.templates.provenance",
+    } <= set(modules_with_examples())
 
 
 @pytest.mark.parametrize("name", modules_with_examples())

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from finetooth.cli import app
 from finetooth.config.load import load_config
 from finetooth.data.records import Message
-from finetooth.data.templates import encode_prompt
+from finetooth.data.templates.template import encode_prompt
 from finetooth.evaluation.speaker import open_speaker
 from finetooth.train import train
 from finetooth.training.trainer import SFTTrainer

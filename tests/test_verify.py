@@ -19,7 +19,7 @@ from finetooth.cli import app
 from finetooth.config.load import load_config
 from finetooth.data.records import Document
 from finetooth.data.store import DocumentStore
-from finetooth.data.templates import Template
+from finetooth.data.templates.template import Template
 from finetooth.model import attention
 from finetooth.reporting import mask_proof
 from finetooth.reporting.verdicts import Verdict

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from finetooth.data.pretokenised import read_token_file
 from finetooth.data.records import GivenTokens
-from finetooth.data.sources import BadLine
-from finetooth.data.templates import Template
+from finetooth.data.sources.reading import BadLine
+from finetooth.data.templates.template import Template
+from finetooth.data.token_files.reading import read_token_file
 
 Turn = tuple[str, str]
 Encoded = tuple[list[int], list[int]]  # token ids, and 1 where the token is trained

@@ -5,7 +5,7 @@ from rich.console import Console
 from finetooth.base.errors import ConfigError, DataError, problem
 from finetooth.base.terminal import print_text
 from finetooth.data.records import Message
-from finetooth.data.templates import encode_prompt
+from finetooth.data.templates.template import encode_prompt
 from finetooth.evaluation.speaker import Speaker, open_speaker
 
 

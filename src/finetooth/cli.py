@@ -156,7 +156,7 @@ def prepare(
 
         if to is None or out is None:
             return run(config, console=console)
-        from finetooth.data.interop import Export
+        from finetooth.data.token_files.writing import Export
 
         return run(config, export=Export(out, to.value, row_length), console=console)
 

@@ -23,7 +23,7 @@ from finetooth.base.terminal import plain_text, print_text
 from finetooth.config.load import load_config
 from finetooth.config.schema import ModelConfig, SFTConfig
 from finetooth.data.preparation import prepare_data
-from finetooth.data.tokenizer import Tokenizer
+from finetooth.data.tokenizer.tokenizer import Tokenizer
 from finetooth.evaluation.exact_match import Answered, answer_documents, share
 from finetooth.evaluation.generation import generate
 from finetooth.model.load import load_policy

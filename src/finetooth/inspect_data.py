@@ -14,7 +14,7 @@ from finetooth.config.schema import SFTConfig
 from finetooth.config.sources import describe_sources
 from finetooth.data.pieces import document_data
 from finetooth.data.preparation import PreparedData, prepare_data
-from finetooth.data.tokenizer import Tokenizer
+from finetooth.data.tokenizer.tokenizer import Tokenizer
 from finetooth.reporting.page import Facts, html_page
 from finetooth.reporting.record_report import find_record, report_record, report_unprepared
 from finetooth.reporting.samples import Sample, choose_samples

@@ -8,8 +8,8 @@ from rich.text import Text
 from finetooth.base.terminal import print_line
 from finetooth.config.schema import SFTConfig
 from finetooth.config.sources import describe_sources
-from finetooth.data.interop import Export, require_new, write_token_files
 from finetooth.data.preparation import PreparedData, prepare_data
+from finetooth.data.token_files.writing import Export, require_new, write_token_files
 from finetooth.reporting.mask_view import pieces_view
 from finetooth.reporting.summary import show_summary, summary_data
 

@@ -19,7 +19,7 @@ from finetooth.config.schema import ModelConfig, SFTConfig
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.data.records import DocumentSource
 from finetooth.data.subset import Subset
-from finetooth.data.templates import Template
+from finetooth.data.templates.template import Template
 from finetooth.model.load import load_policy
 from finetooth.model.policy import PolicyModel
 from finetooth.model.vocabulary import add_rows, find_untrained

@@ -41,7 +41,7 @@ def test_both_arms_do_the_same_work_and_are_timed(
 
 
 def test_other_work_is_not_timed(bench: Any, run_file: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("finetooth.data.tokenizer.Tokenizer.decode", lambda self, ids: "two")
+    monkeypatch.setattr("finetooth.data.tokenizer.tokenizer.Tokenizer.decode", lambda self, ids: "two")
     with pytest.raises(SystemExit) as caught:
         bench.main([run_file, "--repeats", "1"])
     assert str(caught.value).endswith("this is not the same work")

@@ -16,7 +16,7 @@ from finetooth.base.errors import ConfigError, DataError
 from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig
 from finetooth.data.dataset import SFTDataset
 from finetooth.data.preparation import prepare_data
-from finetooth.data.tokenizer import Tokenizer, load_tokenizer
+from finetooth.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 RECORDS: list[dict[str, Any]] = [
     {"prompt": "What is two?", "response": "Two."},

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from finetooth.base.errors import ConfigError, DataError
 from finetooth.data import encode
 from finetooth.data.encode import encode_chat
-from finetooth.data.tokenizer import Tokenizer
+from finetooth.data.tokenizer.tokenizer import Tokenizer
 
 TALK = [{"role": "user", "content": "3 apples?"}, {"role": "assistant", "content": "27"}]
 

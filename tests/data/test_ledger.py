@@ -15,9 +15,9 @@ from finetooth.data.formats.reading import Format
 from finetooth.data.ledger import Counts, Outcome, count_ledger
 from finetooth.data.records import Origin, Record
 from finetooth.data.rendering import render_records
-from finetooth.data.sources import BadLine, parse_object
-from finetooth.data.templates import Template, resolve_template
-from finetooth.data.tokenizer import load_tokenizer
+from finetooth.data.sources.reading import BadLine, parse_object
+from finetooth.data.templates.template import Template, resolve_template
+from finetooth.data.tokenizer.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from tests.chat import (
 )
 from tokenizers import models, pre_tokenizers, trainers
 
-from finetooth.data.masking import render_documents, render_with_report
+from finetooth.data.masks.masking import render_documents, render_with_report
+from finetooth.data.masks.refusals import Refusal
+from finetooth.data.masks.turns import MaskOptions
 from finetooth.data.records import Conversation, Document
-from finetooth.data.refusals import Refusal
-from finetooth.data.templates import Template, resolve_template
-from finetooth.data.tokenizer import Tokenizer
-from finetooth.data.tokenizer_files import TokenizerFiles
-from finetooth.data.turns import MaskOptions
+from finetooth.data.templates.template import Template, resolve_template
+from finetooth.data.tokenizer.files import TokenizerFiles
+from finetooth.data.tokenizer.tokenizer import Tokenizer
 
 
 def rendered(template: Template, talk: Conversation) -> tuple[Document, ...]:

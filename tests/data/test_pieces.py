@@ -8,7 +8,7 @@ from tests.small_tokenizer import write_small_tokenizer
 
 from finetooth.data.pieces import document_data, pieces_of
 from finetooth.data.records import Document, Origin
-from finetooth.data.tokenizer import Tokenizer, load_tokenizer
+from finetooth.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ from tests.small_tokenizer import write_small_tokenizer
 from finetooth.base.errors import DataError, FinetoothError
 from finetooth.base.files import check_folder
 from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig, TrainingConfig
-from finetooth.data import accounting, inputs, preparation
+from finetooth.data import accounting, preparation
 from finetooth.data.ledger import Counts, Outcome
 from finetooth.data.preparation import prepare_data
-from finetooth.data.sources import read_records
+from finetooth.data.sources import inputs
+from finetooth.data.sources.reading import read_records
 from finetooth.data.store import open_store
 
 

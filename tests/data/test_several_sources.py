@@ -12,7 +12,7 @@ from finetooth.base.errors import DataError
 from finetooth.batching.schedule import schedule_of
 from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig, TrainingConfig
 from finetooth.data.dataset import SFTDataset
-from finetooth.data.masking import RenderReport
+from finetooth.data.masks.masking import RenderReport
 from finetooth.data.preparation import PreparedData, prepare_data
 
 

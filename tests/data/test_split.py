@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from finetooth.data.ledger import Item
 from finetooth.data.records import Conversation, Message, Origin, Record
-from finetooth.data.sources import BadLine
+from finetooth.data.sources.reading import BadLine
 from finetooth.data.split import dev_threshold, group_of, split_key
 
 

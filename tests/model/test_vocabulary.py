@@ -10,8 +10,8 @@ from tests.small_tokenizer import write_small_tokenizer
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from finetooth.base.errors import ConfigError
-from finetooth.data.templates import Template, resolve_template
-from finetooth.data.tokenizer import load_tokenizer
+from finetooth.data.templates.template import Template, resolve_template
+from finetooth.data.tokenizer.tokenizer import load_tokenizer
 from finetooth.model.policy import PolicyModel
 from finetooth.model.vocabulary import add_rows, find_untrained
 

@@ -13,7 +13,7 @@ from tests.small_tokenizer import write_small_tokenizer
 
 from finetooth.base.terminal import make_visible
 from finetooth.data.records import Document, Origin
-from finetooth.data.tokenizer import Tokenizer, load_tokenizer
+from finetooth.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from finetooth.reporting.mask_view import mask_view, token_list
 
 

@@ -17,7 +17,7 @@ from tests.inspected import (
     write_settings,
 )
 
-from finetooth.data.tokenizer import load_tokenizer
+from finetooth.data.tokenizer.tokenizer import load_tokenizer
 from finetooth.reporting import page as module
 
 

@@ -12,10 +12,10 @@ from tests.small_tokenizer import write_small_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig
-from finetooth.data.masking import Refusal, render_documents
+from finetooth.data.masks.masking import Refusal, render_documents
 from finetooth.data.records import Conversation, Message, Origin
-from finetooth.data.templates import Template, encode_prompt, resolve_template
-from finetooth.data.tokenizer import load_tokenizer
+from finetooth.data.templates.template import Template, encode_prompt, resolve_template
+from finetooth.data.tokenizer.tokenizer import load_tokenizer
 from finetooth.model.policy import PolicyModel
 from finetooth.model.vocabulary import add_rows
 from finetooth.training.final import save_final

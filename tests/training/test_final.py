@@ -24,8 +24,8 @@ from finetooth.config.schema import (
 )
 from finetooth.data.preparation import prepare_data
 from finetooth.data.records import Message
-from finetooth.data.templates import Template, encode_prompt, resolve_template
-from finetooth.data.tokenizer import load_tokenizer
+from finetooth.data.templates.template import Template, encode_prompt, resolve_template
+from finetooth.data.tokenizer.tokenizer import load_tokenizer
 from finetooth.model.load import load_policy
 from finetooth.training.final import save_final
 from finetooth.training.trainer import SFTTrainer

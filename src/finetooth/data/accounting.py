@@ -13,7 +13,6 @@ from finetooth.base.errors import DataError, FinetoothError, problem
 from finetooth.config.schema import DataConfig, SFTConfig
 from finetooth.config.sources import describe_sources
 from finetooth.data.formats.reading import BadRecord, to_conversation
-from finetooth.data.inputs import Source
 from finetooth.data.ledger import (
     SPLITS,
     Counts,
@@ -24,16 +23,17 @@ from finetooth.data.ledger import (
     count_ledger,
     encode_line,
 )
-from finetooth.data.masking import RenderReport
+from finetooth.data.masks.masking import RenderReport
 from finetooth.data.near_duplicates import NearDuplicateFinder
 from finetooth.data.quality import DoubleFinder
 from finetooth.data.records import Record
 from finetooth.data.rendering import render_records
-from finetooth.data.sources import BadLine
+from finetooth.data.sources.inputs import Source
+from finetooth.data.sources.reading import BadLine
 from finetooth.data.split import dev_threshold, group_of, split_key
 from finetooth.data.statistics import Statistics, merged
 from finetooth.data.store import StoreWriter
-from finetooth.data.templates import Template
+from finetooth.data.templates.template import Template
 
 _UNREAD_FIELDS_NOTED = 100
 

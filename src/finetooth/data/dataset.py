@@ -17,18 +17,18 @@ from finetooth.config.settings import settings_of
 from finetooth.config.sources import Format, SourceConfig
 from finetooth.data.formats.reading import Format as SettledFormat
 from finetooth.data.formats.reading import is_prompt_response, settle_format
-from finetooth.data.inputs import entries_of
 from finetooth.data.ledger import SPLITS, Outcome
+from finetooth.data.masks.turns import LossOn
 from finetooth.data.near_duplicates import NearDuplicateFinder
 from finetooth.data.quality import DoubleFinder
 from finetooth.data.records import IGNORED_LABEL, Document, Origin, Record
 from finetooth.data.rendering import render_records
-from finetooth.data.source_files import files_of
-from finetooth.data.sources import BadLine, NotARecordError, parse_object
+from finetooth.data.sources.files import files_of
+from finetooth.data.sources.inputs import entries_of
+from finetooth.data.sources.reading import BadLine, NotARecordError, parse_object
 from finetooth.data.store import ContentHashes
-from finetooth.data.templates import Template, resolve_template
-from finetooth.data.tokenizer import Tokenizer, load_tokenizer
-from finetooth.data.turns import LossOn
+from finetooth.data.templates.template import Template, resolve_template
+from finetooth.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 
 class SFTDataset:

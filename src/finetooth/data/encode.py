@@ -10,12 +10,12 @@ import numpy as np
 
 from finetooth.base.errors import ConfigError, DataError, problem
 from finetooth.data.formats.reading import BadRecord, to_conversation
-from finetooth.data.masking import MaskOptions, Refusal, render_documents
-from finetooth.data.reasoning import fitted
+from finetooth.data.masks.masking import MaskOptions, Refusal, render_documents
+from finetooth.data.masks.reasoning import fitted
+from finetooth.data.masks.turns import LossOn
 from finetooth.data.records import Conversation, Document, Origin, Record
-from finetooth.data.templates import encode_prompt, resolve_template
-from finetooth.data.tokenizer import Tokenizer, load_tokenizer
-from finetooth.data.turns import LossOn
+from finetooth.data.templates.template import encode_prompt, resolve_template
+from finetooth.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 _ORIGIN = Origin("messages", 1)
 _taken_over: weakref.WeakKeyDictionary[Any, tuple[Any, Tokenizer]] = weakref.WeakKeyDictionary()

@@ -24,9 +24,9 @@ from typing import Any, Literal
 import msgspec
 
 from finetooth.base.errors import problem
-from finetooth.data.masking import RenderReport
+from finetooth.data.masks.masking import RenderReport
 from finetooth.data.records import Conversation, Document, GivenTokens, Origin, PlainText, Record
-from finetooth.data.sources import BadLine
+from finetooth.data.sources.reading import BadLine
 
 State = Literal["kept", "dropped", "refused"]
 Split = Literal["train", "dev"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetooth.data.records import Document
-from finetooth.data.tokenizer import Tokenizer
+from finetooth.data.tokenizer.tokenizer import Tokenizer
 
 _HALF = "\ufffd"  # what decoding gives for a part of a character
 _MOST_TOKENS = 16

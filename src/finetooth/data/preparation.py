@@ -31,16 +31,16 @@ from finetooth.config.sources import describe_sources
 from finetooth.data.accounting import write_prepared
 from finetooth.data.cache import cache_folder, code_fingerprint, hash_of, is_sound, make_once
 from finetooth.data.formats.reading import is_prompt_response
-from finetooth.data.inputs import Source, examine_sources
 from finetooth.data.ledger import Counts
-from finetooth.data.masking import RenderReport
+from finetooth.data.masks.masking import RenderReport
 from finetooth.data.pieces import Piece, pieces_of
 from finetooth.data.records import DocumentSource
+from finetooth.data.sources.inputs import Source, examine_sources
 from finetooth.data.store import DocumentStore, open_store
 from finetooth.data.subset import Subset
-from finetooth.data.templates import Template, resolve_template
-from finetooth.data.tokenizer import Tokenizer, load_tokenizer
-from finetooth.data.tokenizer_files import hash_tokenizer_files
+from finetooth.data.templates.template import Template, resolve_template
+from finetooth.data.tokenizer.files import hash_tokenizer_files
+from finetooth.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,12 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from finetooth.config.schema import DataConfig
 from finetooth.data.formats.reading import BadRecord, Format, read_record
-from finetooth.data.keep_turns import shortened
 from finetooth.data.ledger import Entry, Item, Outcome
-from finetooth.data.masking import MaskOptions, Refusal, RenderReport, Result, render_each
+from finetooth.data.masks.keep_turns import shortened
+from finetooth.data.masks.masking import MaskOptions, Refusal, RenderReport, Result, render_each
 from finetooth.data.records import Conversation, GivenTokens, PlainText, Record
-from finetooth.data.sources import BadLine
-from finetooth.data.templates import Template
+from finetooth.data.sources.reading import BadLine
+from finetooth.data.templates.template import Template
 
 _FIRST_RECORDS = 50
 _PORTION_RECORDS = 500

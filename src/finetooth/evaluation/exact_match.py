@@ -6,7 +6,7 @@ from typing import Any
 
 from finetooth.base.devices import DeviceManager
 from finetooth.data.records import Document, DocumentSource
-from finetooth.data.templates import Template
+from finetooth.data.templates.template import Template
 from finetooth.evaluation.answers import Extractor, is_exact_match
 from finetooth.evaluation.generation import generate
 from finetooth.model.policy import PolicyModel

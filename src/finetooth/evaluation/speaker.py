@@ -8,8 +8,8 @@ from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError, problem
 from finetooth.config.schema import ModelConfig
 from finetooth.data.records import Message
-from finetooth.data.templates import Template, encode_prompt, resolve_template
-from finetooth.data.tokenizer import load_tokenizer
+from finetooth.data.templates.template import Template, encode_prompt, resolve_template
+from finetooth.data.tokenizer.tokenizer import load_tokenizer
 from finetooth.evaluation.generation import generate
 from finetooth.model.load import load_policy
 from finetooth.model.policy import PolicyModel

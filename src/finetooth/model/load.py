@@ -15,7 +15,7 @@ from finetooth.base.devices import DeviceManager, deterministic_seed
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.hub import local_folder
 from finetooth.config.schema import ModelConfig
-from finetooth.data.tokenizer import Tokenizer
+from finetooth.data.tokenizer.tokenizer import Tokenizer
 from finetooth.model.isolation import settle_packing
 from finetooth.model.policy import PolicyModel
 from finetooth.model.quiet import quiet_transformers

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finetooth.base.errors import ConfigError, problem
-from finetooth.data.templates import Template
+from finetooth.data.templates.template import Template
 from finetooth.model.policy import PolicyModel
 from finetooth.model.quiet import quiet_transformers
 

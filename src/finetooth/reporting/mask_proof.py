@@ -15,7 +15,7 @@ from finetooth.data.ledger import Outcome
 from finetooth.data.preparation import PreparedData
 from finetooth.data.records import Conversation, Document
 from finetooth.data.rendering import render_records
-from finetooth.data.tokenizer import Tokenizer
+from finetooth.data.tokenizer.tokenizer import Tokenizer
 from finetooth.reporting.record_report import LedgerEntry, ledger_entries, source_of
 
 

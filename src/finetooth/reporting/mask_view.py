@@ -8,7 +8,7 @@ from rich.text import Text
 from finetooth.base.terminal import make_visible
 from finetooth.data.pieces import Piece, pieces_of
 from finetooth.data.records import Document
-from finetooth.data.tokenizer import Tokenizer
+from finetooth.data.tokenizer.tokenizer import Tokenizer
 
 OPENING, CLOSING = "⟦", "⟧"
 TARGET_STYLE = "bold green"

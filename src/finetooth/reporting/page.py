@@ -16,7 +16,7 @@ import numpy as np
 from finetooth.base.terminal import make_visible
 from finetooth.data.pieces import Piece, pieces_of
 from finetooth.data.records import Document
-from finetooth.data.tokenizer import Tokenizer
+from finetooth.data.tokenizer.tokenizer import Tokenizer
 from finetooth.reporting.mask_view import visible
 from finetooth.reporting.samples import Sample
 

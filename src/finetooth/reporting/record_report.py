@@ -14,17 +14,17 @@ from finetooth.base.errors import ConfigError, DataError, problem
 from finetooth.config.schema import SFTConfig
 from finetooth.config.sources import SourceConfig
 from finetooth.data.formats.reading import BadRecord, is_prompt_response, to_conversation
-from finetooth.data.inputs import Source, entries_of, examine_sources
 from finetooth.data.ledger import Entry, Item, Outcome, encode_line
 from finetooth.data.pieces import document_data
 from finetooth.data.preparation import PreparedData, TemplateLoader
 from finetooth.data.records import Conversation, Document, GivenTokens, Message, Origin, PlainText, Record
 from finetooth.data.rendering import render_records
-from finetooth.data.sources import BadLine
+from finetooth.data.sources.inputs import Source, entries_of, examine_sources
+from finetooth.data.sources.reading import BadLine
 from finetooth.data.store import open_store
-from finetooth.data.templates import Template
-from finetooth.data.token_shards import is_shard_folder
-from finetooth.data.tokenizer import Tokenizer
+from finetooth.data.templates.template import Template
+from finetooth.data.token_files.shards import is_shard_folder
+from finetooth.data.tokenizer.tokenizer import Tokenizer
 
 _LONGEST_RAW_TEXT = 4000
 _TEXT_ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from finetooth.batching.order import epoch_order
 from finetooth.config.schema import SFTConfig
 from finetooth.data.formats.reading import to_conversation
-from finetooth.data.inputs import entries_of
 from finetooth.data.preparation import PreparedData
 from finetooth.data.records import Conversation, Origin, Record
+from finetooth.data.sources.inputs import entries_of
 from finetooth.data.store import open_store
 from finetooth.reporting.record_report import (
     LedgerEntry,

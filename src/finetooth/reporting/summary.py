@@ -11,7 +11,7 @@ from rich.table import Table
 from finetooth.base.terminal import plain_text, print_line
 from finetooth.config.schema import SFTConfig
 from finetooth.data.ledger import Counts
-from finetooth.data.masking import RenderReport
+from finetooth.data.masks.masking import RenderReport
 from finetooth.data.preparation import PreparedData
 from finetooth.data.store import DocumentStore
 

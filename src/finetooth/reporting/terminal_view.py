@@ -7,7 +7,7 @@ from rich.text import Text
 
 from finetooth.base.terminal import make_visible, print_line
 from finetooth.data.records import Document
-from finetooth.data.tokenizer import Tokenizer
+from finetooth.data.tokenizer.tokenizer import Tokenizer
 from finetooth.reporting.mask_view import mask_view, token_list
 from finetooth.reporting.samples import Sample
 from finetooth.reporting.step_report import RowReport, StepReport

@@ -18,7 +18,7 @@ from finetooth.batching.collate import collate
 from finetooth.batching.packing import Layout, Row, forward_passes, lay_out
 from finetooth.config.schema import SFTConfig
 from finetooth.data.records import IGNORED_LABEL, Document, DocumentSource
-from finetooth.data.templates import Template
+from finetooth.data.templates.template import Template
 from finetooth.model.isolation import split_documents
 from finetooth.model.policy import PolicyModel
 from finetooth.model.quiet import quiet_transformers

@@ -9,9 +9,9 @@ from finetooth.base.distributed import ALONE, Ranks
 from finetooth.base.files import FileEntry
 from finetooth.config.schema import SFTConfig
 from finetooth.config.sources import describe_sources
-from finetooth.data.template_text import TELLS_TIME
-from finetooth.data.templates import Template
-from finetooth.data.tokenizer_files import TOKEN_FLAGS
+from finetooth.data.templates.template import Template
+from finetooth.data.templates.text import TELLS_TIME
+from finetooth.data.tokenizer.files import TOKEN_FLAGS
 from finetooth.model.policy import PolicyModel
 from finetooth.training.dealt_files import common_folder, save_policy
 

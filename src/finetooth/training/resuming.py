@@ -16,7 +16,7 @@ from finetooth.base.errors import ConfigError, problem
 from finetooth.batching.schedule import Schedule
 from finetooth.config.schema import ModelConfig, SFTConfig, TrainingConfig
 from finetooth.data.records import DocumentSource
-from finetooth.data.templates import Template
+from finetooth.data.templates.template import Template
 from finetooth.training.checkpoint import Checkpoint
 
 # Every other setting of `training` is part of the identity, those of future versions included.

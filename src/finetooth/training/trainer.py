@@ -27,7 +27,7 @@ from finetooth.batching.schedule import Step, schedule_of
 from finetooth.config.schema import SFTConfig
 from finetooth.data.preparation import prepare_data
 from finetooth.data.records import DocumentSource
-from finetooth.data.templates import Template
+from finetooth.data.templates.template import Template
 from finetooth.model.load import load_policy, refuse_misfits
 from finetooth.model.policy import PolicyModel
 from finetooth.model.vocabulary import add_rows

@@ -10,7 +10,7 @@ from tests.records import messages_of, read, refusal, unread
 
 from finetooth.data.formats.reading import Format
 from finetooth.data.records import Message, Record
-from finetooth.data.sources import read_records
+from finetooth.data.sources.reading import read_records
 
 
 def test_prompt_and_response_keep_every_character():

@@ -8,7 +8,7 @@ import pytest
 from tests.records import messages_of, read, refusal, unread
 
 from finetooth.data.records import Message, Record
-from finetooth.data.sources import read_records
+from finetooth.data.sources.reading import read_records
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
 ASK = {"role": "user", "content": "2+2?"}

@@ -25,7 +25,7 @@ from finetooth.data.formats.reading import (
     unread_fields,
 )
 from finetooth.data.records import Conversation, GivenTokens, Origin, PlainText, Record
-from finetooth.data.sources import BadLine, read_records
+from finetooth.data.sources.reading import BadLine, read_records
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 

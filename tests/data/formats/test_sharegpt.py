@@ -10,7 +10,7 @@ import pytest
 from tests.records import messages_of, read, refusal, unread
 
 from finetooth.data.records import Message, Record
-from finetooth.data.sources import read_records
+from finetooth.data.sources.reading import read_records
 
 BARE = {"name": "add", "arguments": {"a": 2}}
 CALL = {"type": "function", "function": BARE}

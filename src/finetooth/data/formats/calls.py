@@ -10,7 +10,7 @@ object that they say. Everything else in them is kept.
 from typing import Any, cast
 
 from finetooth.data.formats.entry import Entry, UnfitError, is_empty, shortened
-from finetooth.data.sources import NotARecordError, kind_of, parse_json
+from finetooth.data.sources.reading import NotARecordError, kind_of, parse_json
 
 
 def read_tools(root: Entry, name: str, *, wrap: bool) -> tuple[dict[str, Any], ...]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from finetooth.data.sources import NotARecordError, kind_of, parse_json
+from finetooth.data.sources.reading import NotARecordError, kind_of, parse_json
 
 _SPEAKER = re.compile(r"^(?:user|human|assistant|system|tool)\s*:", re.IGNORECASE | re.MULTILINE)
 _INDEX = re.compile(r"\[\d+\]")

@@ -28,7 +28,7 @@ from finetooth.config.sources import Format as FormatSetting
 from finetooth.data.formats import instructions, lists, messages, plain, sharegpt, tokens, trees
 from finetooth.data.formats.entry import Entry, UnfitError, is_empty, is_transcript, listed, shortened
 from finetooth.data.records import Conversation, GivenTokens, Origin, PlainText, Record
-from finetooth.data.sources import BadLine, NotARecordError, parse_json
+from finetooth.data.sources.reading import BadLine, NotARecordError, parse_json
 
 # fmt: off
 Format = Literal[

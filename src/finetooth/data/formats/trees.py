@@ -14,7 +14,7 @@ from typing import Any, cast
 from finetooth.data.formats.conversations import answer, conversation_of, question
 from finetooth.data.formats.entry import Entry, UnfitError, is_empty, shortened
 from finetooth.data.records import Conversation, Message, Origin
-from finetooth.data.sources import kind_of
+from finetooth.data.sources.reading import kind_of
 
 NAMES = ("prompt", "system", "tools")
 OTHER_REPLIES = "replies that are not on the best path"
