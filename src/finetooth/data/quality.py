@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,6 @@ from finetooth.data.records import Conversation, Document, GivenTokens, Origin, 
 
 HASH_BYTES = 16
 _HASH = np.dtype([("first", "<u8"), ("second", "<u8")])
-_ENTRY = np.dtype([("first", "<u8"), ("second", "<u8"), ("number", "<i8")])
 
 
 def prompt_hash(item: Conversation | PlainText | GivenTokens) -> bytes:
@@ -133,7 +133,7 @@ class HashIndex:
     """
 
     def __init__(self) -> None:
-        self._runs: list[np.ndarray] = []
+        self._runs: list[_Run] = []
 
     def find(self, hashes: Sequence[bytes]) -> np.ndarray:
         """int64 [N]: the number under each hash, the first one that was added; -1 where there is none."""
@@ -141,22 +141,29 @@ class HashIndex:
         numbers = np.full(len(wanted), -1, np.int64)
         for run in reversed(self._runs):
             # Two hashes that share their first half, and only that, are too rare to be looked for.
-            places = np.minimum(np.searchsorted(run["first"], wanted["first"]), len(run) - 1)
-            found = run[places]
-            is_same = (found["first"] == wanted["first"]) & (found["second"] == wanted["second"])
-            numbers = np.where(is_same, found["number"], numbers)
+            places = np.minimum(np.searchsorted(run.first, wanted["first"]), len(run.first) - 1)
+            is_same = (run.first[places] == wanted["first"]) & (run.second[places] == wanted["second"])
+            numbers = np.where(is_same, run.numbers[places], numbers)
         return numbers
 
     def add(self, hashes: Sequence[bytes], numbers: Sequence[int]) -> None:
         """Adds a number (0 or above) under each hash."""
         if not hashes:
             return
-        run = np.empty(len(hashes), _ENTRY)
-        run[["first", "second"]] = np.frombuffer(b"".join(hashes), _HASH)
-        run["number"] = numbers
-        while self._runs and len(self._runs[-1]) <= 2 * len(run):
-            run = np.concatenate([self._runs.pop(), run])
-        self._runs.append(run[np.argsort(run["first"], kind="stable")])
+        halves = np.frombuffer(b"".join(hashes), _HASH)
+        run = _Run(halves["first"], halves["second"], np.array(numbers, np.int64))
+        while self._runs and len(self._runs[-1].first) <= 2 * len(run.first):
+            run = _Run(*map(np.concatenate, zip(self._runs.pop(), run, strict=True)))
+        order = np.argsort(run.first, kind="stable")
+        self._runs.append(_Run(*(column[order] for column in run)))
+
+
+class _Run(NamedTuple):
+    """Both halves of each hash, uint64 [N], ascending by the first, and the number under it, int64 [N]."""
+
+    first: np.ndarray
+    second: np.ndarray
+    numbers: np.ndarray
 
 
 class _Lookup:
