@@ -117,9 +117,13 @@ class PolicyModel(nn.Module):
 
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' `generate`, with the attention the model came with."""
+        """transformers' `generate`, with the attention the model came with.
+
+        Ranks that share the policy do not wait for one another: each may generate what it likes, or nothing,
+        while it holds all parameters (`whole_parameters`).
+        """
         with self.own_attention():
-            return self.model.generate(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+            return self.model.generate(*args, synced_gpus=False, **kwargs)  # pyright: ignore[reportCallIssue]
 
     def save_pretrained(self, folder: str | Path, *, state: dict[str, torch.Tensor] | None = None) -> None:
         """Writes config.json, generation_config.json and safetensors, as plain transformers loads them.

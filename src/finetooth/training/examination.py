@@ -99,12 +99,12 @@ class Examination:
         return []
 
 
-def in_words(line: dict[str, Any]) -> str:
-    """One line of losses and, where answers were compared, one of their shares; each within 80 columns."""
+def in_words(line: dict[str, Any]) -> list[str]:
+    """A line of losses and, where answers were compared, one of their shares; each within 80 columns."""
     losses = [
         f"{name} {line[name]:.4g}" for name in ("train_loss", "dev_loss", "dev_perplexity") if name in line
     ]
     shares = [f"{name} {line[name]:.1%}" for name in ("exact_match", "stop_rate") if name in line]
     opening = f"step {line['step']}"
     lines = ["  ".join([opening, *losses]), "  ".join([" " * len(opening), *shares])]
-    return "\n".join(lines if shares else lines[:1])
+    return lines if shares else lines[:1]

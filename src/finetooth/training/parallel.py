@@ -162,6 +162,11 @@ def _shard(policy: PolicyModel, ranks: Ranks, parallel: ParallelConfig, devices:
     for layer in policy.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     fully_shard(policy, mesh=mesh, mp_policy=precision)
+    # Left to itself, FSDP2 gathers ahead by what it has seen since the last backward pass, evaluations
+    # included. In these, ranks may generate different numbers of tokens, and would then wait for ever.
+    modules = cast(list[FSDPModule], [policy, *reversed(policy.layers)])
+    for module, following in zip(modules, [*modules[1:], policy], strict=True):
+        module.set_modules_to_backward_prefetch([cast(FSDPModule, following)])
 
 
 def _spans_machines(ranks: Ranks, parallel: ParallelConfig) -> bool:

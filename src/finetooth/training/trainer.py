@@ -455,7 +455,8 @@ class SFTTrainer:
             return False
         self.metrics.append(line)
         self._note_best(step, line.get("dev_loss"))
-        view.note(in_words(line))
+        for text in in_words(line):
+            view.note(text)
         return True
 
     def _note_best(self, step: int, dev_loss: float | None) -> None:
