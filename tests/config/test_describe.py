@@ -65,6 +65,7 @@ training:
   adam_epsilon: 1e-08  # default
   dropout: 0.0  # default
   max_grad_norm: 1.0  # default
+  on_non_finite: stop  # default
   precision: auto  # default
   device: auto  # default
   seed: 42  # default

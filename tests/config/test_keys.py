@@ -59,7 +59,7 @@ def test_a_bare_key_means_the_only_setting_of_that_name(key: str, found: str | U
         ),
         ("model.lora_r", Unknown("model.lora_r: not available in this version", "leave it out")),
         ("adapter", Unknown("adapter: not available in this version", "leave it out")),
-        ("logging.zzzzzz", Unknown("logging.zzzzzz: unknown key", "the keys here are every")),
+        ("logging.zzzzzz", Unknown("logging.zzzzzz: unknown key", "the keys here are every, spikes")),
         (
             "zzzzzz",
             Unknown(
