@@ -26,7 +26,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(installed: I
         "finetooth/assets/base/model.safetensors",
         "finetooth/assets/base/tokenizer.json",
         "finetooth/assets/facts/country.tsv",
-        "finetooth/data/builtin_templates/chatml.jinja",
+        "finetooth/data/templates/builtin_templates/chatml.jinja",
     } <= packed
 
 

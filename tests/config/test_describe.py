@@ -88,6 +88,7 @@ checkpoints:
   stop_deadline: 25  # default
 logging:
   every: 1  # default
+  spikes: true  # default
 output_dir: "123"  # run.yaml:3
 """
 

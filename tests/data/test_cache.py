@@ -125,6 +125,7 @@ def test_those_that_wait_do_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch):
 def test_a_second_run_takes_over_where_the_first_died():
     first = start()
     wait_until_written()
+    first.send_signal(signal.SIGSTOP)  # so that it cannot finish before it dies
     second = start()
     time.sleep(0.5)
     first.kill()
