@@ -77,6 +77,20 @@ class Layout(StrEnum):
     JSONL = "jsonl"
 
 
+class Form(StrEnum):
+    """What `export --to` writes."""
+
+    FOLDER = "folder"
+
+
+class DType(StrEnum):
+    """The type in which `export` writes parameters."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         print(f"finetooth {__version__}")
@@ -356,6 +370,29 @@ def chat(
         run(target, system=system, max_new_tokens=max_new_tokens, console=console)
 
     _run(verb, as_json=False)
+
+
+@app.command()
+def export(
+    target: Annotated[str, typer.Argument(metavar="RUN", help="Directory of a finished run.")],
+    to: Annotated[Form, typer.Option(help="What to write: folder, the whole policy.")] = Form.FOLDER,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder to write; must not exist. Default: RUN/export/FORM."),
+    ] = None,
+    dtype: Annotated[DType, typer.Option(help="The type of the parameters.")] = DType.FP32,
+    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Most that one file holds.")] = "5GB",
+    as_json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Write the policy for other programs."""
+
+    def verb(console: "Console") -> dict[str, Any]:
+        from finetooth.export import export as run
+
+        return run(target, to=to.value, out=out, dtype=dtype.value, shard_size=shard_size, console=console)
+
+    _run(verb, as_json=as_json)
 
 
 def _without_nproc(arguments: list[str]) -> list[str]:
