@@ -8,6 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tests.architectures import (
+    EXPERTS,
+    GROUPED,
+    NOT_ALONE,
+    OUT_OF_REACH,
+    UNPACKED,
+    Family,
+    ids,
+    random_policy,
+)
 from tests.documents import random_documents, small_policy
 from tests.small_run import write_run
 from transformers import AutoModelForCausalLM
@@ -16,98 +26,67 @@ from typer.testing import CliRunner
 from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError
 from finetooth.batching.collate import collate
-from finetooth.batching.packing import Layout
 from finetooth.cli import app
 from finetooth.model import isolation
 from finetooth.model.isolation import settle_packing
 from finetooth.model.loss import LogitTransform
 from finetooth.model.policy import PolicyModel
-from finetooth.training.equivalence import compare, compute_alone, compute_step
 
 CPU = DeviceManager("cpu", "fp32")
-GIVEN = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 0}
-SMALL = {
-    **GIVEN,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "pad_token_id": 0,
-}
-QWEN3_NEXT = {
-    **SMALL,
-    "head_dim": 8,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 8,
-    "shared_expert_intermediate_size": 8,
-    "linear_num_value_heads": 2,
-    "linear_num_key_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "layer_types": ["linear_attention", "full_attention"],
-}
-JAMBA = {**SMALL, "num_experts": 2, "num_experts_per_tok": 1, "attn_layer_period": 2, "mamba_d_state": 4}
-SINKS = {**SMALL, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 5}
-OUT_OF_REACH = "its attention cannot be kept within packed documents"
-NOT_ALONE = "the hidden states of packed documents differ from those of each alone"
-
-# Each with why its documents cannot share a row.
-UNPACKED = [
-    (transformers.BloomConfig(hidden_size=16, n_layer=2, n_head=2, **GIVEN), OUT_OF_REACH),
-    (transformers.GPTJConfig(n_embd=16, n_layer=2, n_head=2, rotary_dim=4, **GIVEN), OUT_OF_REACH),
-    (transformers.StableLmConfig(**SMALL), "it does not pass the layout of packed documents on"),
-    (transformers.GptOssConfig(**SINKS), "its attention has sinks"),
-    (transformers.MambaConfig(hidden_size=16, num_hidden_layers=2, state_size=4, **GIVEN), NOT_ALONE),
-    (transformers.JambaConfig(**JAMBA, attn_layer_offset=1), NOT_ALONE),
-    (transformers.Qwen3NextConfig(**QWEN3_NEXT), NOT_ALONE),
-    (
-        transformers.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
-        "packed documents change with each other",
-    ),
-]
-FAMILIES = pytest.mark.parametrize(("config", "why"), UNPACKED, ids=[c.model_type for c, _ in UNPACKED])
+(BLOOM,) = (family.config for family in UNPACKED if family.name == "Bloom")
 
 
-def fresh_policy(config: transformers.PreTrainedConfig) -> PolicyModel:
-    torch.manual_seed(0)
-    return PolicyModel(AutoModelForCausalLM.from_config(config))
-
-
-@FAMILIES
-def test_a_model_that_cannot_keep_documents_apart_gives_each_a_row(
-    config: transformers.PreTrainedConfig, why: str
-):
-    """Loss and gradients of padded rows are those of transformers alone; an empty row changes nothing."""
-    policy, documents = fresh_policy(config), random_documents(4, vocab_size=50)
+@pytest.mark.parametrize("family", UNPACKED, ids=ids(UNPACKED))
+def test_a_model_that_cannot_keep_documents_apart_gives_each_a_row_or_is_refused_by_its_name(family: Family):
+    """That its loss and gradients are transformers' own, `test_architectures` shows."""
+    policy, documents = random_policy(family.config), random_documents(4, vocab_size=50)
     settle_packing(policy, devices=CPU)
-    assert (policy.why_not_packed or "").startswith(why)
-    padded = Layout(packing=False, row_tokens=64, rows_at_once=4)
-    ours = compute_step(policy, documents, layout=padded, devices=CPU)
-    assert compare(ours, compute_alone(policy, documents, devices=CPU)).measured < 1e-5
-    with_empty_row = policy(collate([(0,), (1,), (2,), (3,), ()], documents))
-    assert float(with_empty_row.detach()) == pytest.approx(
-        ours.loss * documents.loss_weight_totals.sum(), rel=1e-5
+    assert family.why_not_packed is not None
+    assert (policy.why_not_packed or "").startswith(family.why_not_packed)
+    own_rows = float(policy(collate([(0,), (1,), (2,), (3,)], documents)).detach())
+    with_empty_row = float(policy(collate([(0,), (1,), (2,), (3,), ()], documents)).detach())
+    assert with_empty_row == pytest.approx(own_rows, rel=1e-5)
+    with pytest.raises(ConfigError) as caught:
+        settle_packing(policy, devices=CPU, must_pack=True)
+    assert str(caught.value) == (
+        f"model: {type(policy.model).__name__}: {policy.why_not_packed}; "
+        "write training.packing: auto, which gives each document a row of its own"
     )
 
 
+def test_what_leaks_through_a_short_convolution_is_found():
+    """In fresh parameters it is small."""
+    (config,) = (family.config for family in UNPACKED if family.name == "LFM2")
+    torch.manual_seed(0)
+    policy = PolicyModel(AutoModelForCausalLM.from_config(config))
+    settle_packing(policy, devices=CPU)
+    assert (policy.why_not_packed or "").startswith("packed documents change with each other (by ")
+
+
+def test_a_window_that_attention_is_not_told_of_is_found():
+    """Only the mask that this model makes for its own attention knows it; it is wider than the documents."""
+    config = transformers.Qwen2MoeConfig(
+        **GROUPED,
+        **EXPERTS,
+        num_experts=4,
+        shared_expert_intermediate_size=8,
+        use_sliding_window=True,
+        sliding_window=32,
+        max_window_layers=1,
+    )
+    policy = random_policy(config)
+    settle_packing(policy, devices=CPU)
+    assert (policy.why_not_packed or "").startswith(NOT_ALONE)
+    assert policy.model.config.sliding_window == 32
+
+
 def test_such_a_model_takes_no_packed_row():
-    policy = fresh_policy(UNPACKED[0][0])
+    policy = random_policy(BLOOM)
     settle_packing(policy, devices=CPU)
     with pytest.raises(ConfigError) as caught:
         policy(collate([(0, 1), ()], random_documents(2, vocab_size=50)))
     assert str(caught.value) == (
         "batch: documents of this model cannot share a row; lay them out without packing"
-    )
-
-
-def test_a_model_that_must_pack_and_cannot_is_refused():
-    with pytest.raises(ConfigError) as caught:
-        settle_packing(fresh_policy(UNPACKED[0][0]), devices=CPU, must_pack=True)
-    assert str(caught.value) == (
-        "model: BloomForCausalLM: its attention cannot be kept within packed documents; "
-        "write training.packing: auto, which gives each document a row of its own"
     )
 
 
@@ -117,7 +96,7 @@ def test_a_model_that_looks_ahead_is_refused_altogether():
         vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
     )
     with pytest.raises(ConfigError, match="documents with padding behind them differ from those of each"):
-        settle_packing(fresh_policy(config), devices=CPU)
+        settle_packing(random_policy(config), devices=CPU)
 
 
 def test_a_leak_between_documents_is_found(monkeypatch: pytest.MonkeyPatch):

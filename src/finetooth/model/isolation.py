@@ -21,6 +21,9 @@ _PACKED: tuple[Row, ...] = ((0, 1, 2),)
 _APART: tuple[Row, ...] = ((0,), (1,), (2,), ())
 _LENGTHS = (7, 12, 4)
 _LARGEST_LEAK = 1e-6
+# How wide windows are for the proof, so that documents reach beyond them, and what models call it.
+_WINDOW = 5
+_WIDTHS = ("sliding_window", "attention_chunk_size")
 
 
 def settle_packing(
@@ -31,9 +34,9 @@ def settle_packing(
     Three short documents of random tokens are packed into one row. Their hidden states and their loss must
     equal those of transformers' own computation, document by document: to 1e-4 in fp32, to 5e-2 in bf16 and
     fp16 (‖a − b‖/‖b‖). And when one of them is changed, the others must stay as they are: to 1e-6, which
-    finds what leaks through a short convolution. The longest has 12 tokens, so a wider sliding window is not
-    reached. Where this does not hold, each is given a row of its own, padded at the end, and its hidden
-    states and loss must be those of transformers.
+    finds what leaks through a short convolution. Meanwhile sliding windows are at most 5 tokens wide, so that
+    documents reach beyond them. Where this does not hold, each is given a row of its own, padded at the end,
+    and its hidden states and loss must be those of transformers.
 
     must_pack: whether a model whose documents cannot share a row is of no use.
     Raises ConfigError for a model whose documents cannot be computed exactly (or not packed, if they must).
@@ -84,7 +87,7 @@ def _difference(policy: PolicyModel, rows: Sequence[Row], devices: DeviceManager
     """What differs between these rows and transformers' own computation of each document, if anything."""
     documents = _RandomDocuments(policy.vocab_size)
     batch = collate(rows, documents, row_multiple=8).to(devices.device)
-    with _evaluating(policy), devices.autocast():
+    with _evaluating(policy), _narrow_windows(policy), devices.autocast():
         hidden_BTD = policy.hidden_states(batch)
         loss = policy(batch)
         with policy.own_attention():
@@ -136,6 +139,28 @@ def _evaluating(policy: PolicyModel) -> Iterator[None]:
             yield
     finally:
         policy.train(was_training)
+
+
+@contextlib.contextmanager
+def _narrow_windows(policy: PolicyModel) -> Iterator[None]:
+    """Within it, no window of attention is wider than `_WINDOW` tokens."""
+    modules = list(policy.model.modules())
+    holders = {
+        id(holder): holder for module in modules for holder in (module, getattr(module, "config", None))
+    }
+    widths = [
+        (holder, name, width)
+        for holder in holders.values()
+        for name in _WIDTHS
+        if isinstance(width := getattr(holder, name, None), int) and width > _WINDOW
+    ]
+    try:
+        for holder, name, _ in widths:
+            setattr(holder, name, _WINDOW)
+        yield
+    finally:
+        for holder, name, width in widths:
+            setattr(holder, name, width)
 
 
 class _RandomDocuments:
