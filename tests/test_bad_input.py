@@ -11,7 +11,8 @@ import pytest
 from tests.small_run import write_base, write_run
 from typer.testing import CliRunner, Result
 
-from finetooth.cli import app, spell_out_resume
+from finetooth.arguments import spell_out_resume
+from finetooth.cli import app
 
 SETTINGS, DATA, FAILED = 2, 3, 1
 

@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +14,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import finetooth
+from finetooth.arguments import spell_out_resume
 from finetooth.base.errors import DataError, DeviceMemoryError, FinetoothError, NonFiniteError, Stopped
 from finetooth.base.stopping import StopRequest
-from finetooth.cli import app, spell_out_resume
+from finetooth.cli import app
 
 SOURCES = Path(finetooth.__file__).resolve().parents[1]
 LOWER = "lower training.row_tokens or training.rows_at_once, as train --auto-fit does"
@@ -310,11 +311,15 @@ def test_help_fits_80_columns_and_names_every_command():
 
 
 def test_help_is_quick_and_loads_nothing_heavy():
+    def processor_seconds() -> float:  # other programs on the machine do not count
+        spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return spent.ru_utime + spent.ru_stime
+
     seconds: list[float] = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = processor_seconds()
         assert run_process("--help").returncode == 0
-        seconds.append(time.perf_counter() - start)
+        seconds.append(processor_seconds() - start)
     assert min(seconds) < 0.3
     loaded = "import sys; sys.argv[1:] = ['--help']; from finetooth.cli import main\n"
     loaded += "try: main()\nfinally: print(sorted({'torch', 'numpy', 'rich', 'pydantic'} & set(sys.modules)))"

@@ -15,8 +15,9 @@ import pytest
 from tests.small_run import run_process, start_process, write_run
 from typer.testing import CliRunner, Result
 
+from finetooth.arguments import spell_out_resume
 from finetooth.base.files import check_folder
-from finetooth.cli import app, spell_out_resume
+from finetooth.cli import app
 from finetooth.config.load import load_config
 from finetooth.train import train
 

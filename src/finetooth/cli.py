@@ -4,35 +4,38 @@ Nothing heavy is imported before a command runs, so `finetooth --help` is quick;
 verb is imported, so a mistake in them is told at once.
 """
 
-import contextlib
 import io
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from finetooth import __version__
-from finetooth.base.errors import (
-    ConfigError,
-    FinetoothError,
-    Stopped,
-    ToldElsewhere,
-    is_out_of_memory,
-    out_of_memory,
-    problem,
+from finetooth.arguments import (
+    AsJson,
+    DType,
+    Form,
+    Layout,
+    MaxNewTokens,
+    Offline,
+    Overrides,
+    Resume,
+    RunFile,
+    Target,
+    load_for,
+    load_settings,
+    read_prompts,
+    spell_out_resume,
+    without_nproc,
 )
+from finetooth.base.errors import ConfigError, FinetoothError, problem
 from finetooth.base.stopping import StopRequest
-from finetooth.base.terminal import make_visible
+from finetooth.outcome import fail, run_verb
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from finetooth.config.schema import SFTConfig
 
 
 def main() -> None:
@@ -46,73 +49,11 @@ def main() -> None:
     app(args=spell_out_resume(sys.argv[1:]), prog_name="finetooth")
 
 
-def spell_out_resume(arguments: Iterable[str]) -> list[str]:
-    """Gives `--resume` its value, so that no other argument is taken for it.
-
-    >>> spell_out_resume(["train", "--resume", "run.yaml"]), spell_out_resume(["--resume", "auto"])
-    (['train', '--resume=must', 'run.yaml'], ['--resume=auto'])
-    """
-    spelled: list[str] = []
-    for argument in arguments:
-        if argument == "auto" and spelled and spelled[-1] == "--resume=must":
-            spelled[-1] = "--resume=auto"
-        else:
-            spelled.append("--resume=must" if argument == "--resume" else argument)
-    return spelled
-
-
-class Resume(StrEnum):
-    """What `train` does where the run directory already holds a run."""
-
-    NEVER = "never"
-    MUST = "must"
-    AUTO = "auto"
-
-
-class Layout(StrEnum):
-    """How `prepare --to` writes documents for other systems."""
-
-    H5 = "h5"
-    BIN = "bin"
-    JSONL = "jsonl"
-
-
-class Form(StrEnum):
-    """What `export --to` writes."""
-
-    FOLDER = "folder"
-
-
-class DType(StrEnum):
-    """The type in which `export` writes parameters."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-
 def _print_version(asked: bool) -> None:
     if asked:
         print(f"finetooth {__version__}")
         raise typer.Exit
 
-
-def _go_offline(asked: bool) -> None:
-    if asked:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="File with the settings of the run.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings that win over the file: learning_rate=1e-4"),
-]
-Target = Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory or model folder.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Offline = Annotated[
-    bool, typer.Option("--offline", callback=_go_offline, is_eager=True, help="Fetch nothing from the hub.")
-]
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -141,7 +82,7 @@ def demo(
 
         return run(out, console=console)
 
-    _run(verb, as_json=as_json)
+    run_verb(verb, as_json=as_json)
 
 
 @app.command()
@@ -165,7 +106,7 @@ def prepare(
         if (to is None) != (out is None):
             fact, remedy = "--to and --out belong together", "give both or neither"
             raise ConfigError(problem("command line", fact, remedy))
-        config = _load(run_file, overrides)
+        config = load_settings(run_file, overrides)
         from finetooth.prepare import prepare as run
 
         if to is None or out is None:
@@ -174,7 +115,7 @@ def prepare(
 
         return run(config, export=Export(out, to.value, row_length), console=console)
 
-    _run(verb, as_json=as_json)
+    run_verb(verb, as_json=as_json)
 
 
 @app.command()
@@ -205,7 +146,7 @@ def inspect(
     """Look at records, masks and steps, token by token."""
 
     def verb(console: "Console") -> dict[str, Any]:
-        config = _load(run_file, overrides)
+        config = load_settings(run_file, overrides)
         from finetooth.inspect_data import inspect as run
 
         return run(
@@ -220,7 +161,7 @@ def inspect(
             console=console,
         )
 
-    _run(verb, as_json=as_json)
+    run_verb(verb, as_json=as_json)
 
 
 @app.command()
@@ -254,19 +195,19 @@ def train(
     """Train the policy."""
     if accept_changes and resume is Resume.NEVER:
         fact, remedy = "--accept-changes belongs to --resume", "give both, or leave it out"
-        _fail(ConfigError(problem("command line", fact, remedy)), as_json=as_json)
+        fail(ConfigError(problem("command line", fact, remedy)), as_json=as_json)
     if nproc > 1:
         from finetooth.training.launcher import launch
 
         try:
-            _load(run_file, overrides)  # a mistake in the settings is told once, not by each process
+            load_settings(run_file, overrides)  # a mistake in the settings is told once, not by each process
         except FinetoothError as error:
-            _fail(error, as_json=as_json)
-        raise typer.Exit(launch(_without_nproc(sys.argv[1:]), num_processes=nproc))
+            fail(error, as_json=as_json)
+        raise typer.Exit(launch(without_nproc(sys.argv[1:]), num_processes=nproc))
 
     def verb(console: "Console") -> dict[str, Any]:
         with StopRequest().listening() as stop:  # from here on, as importing alone takes seconds
-            config = _load(run_file, overrides)
+            config = load_settings(run_file, overrides)
             from finetooth.train import train as run
 
             return run(
@@ -279,7 +220,7 @@ def train(
                 stop=stop,
             )
 
-    _run(verb, as_json=as_json)
+    run_verb(verb, as_json=as_json)
 
 
 @app.command()
@@ -292,12 +233,12 @@ def verify(
     """Prove on your own model and data what training promises."""
 
     def verb(console: "Console") -> dict[str, Any]:
-        config = _load(run_file, overrides)
+        config = load_settings(run_file, overrides)
         from finetooth.verify import verify as run
 
         return run(config, console=console)
 
-    result = _run(verb, as_json=as_json)
+    result = run_verb(verb, as_json=as_json)
     if result is not None and not result["passed"]:
         raise typer.Exit(1)
 
@@ -318,12 +259,12 @@ def evaluate(
     """Measure losses, perplexity and answers."""
 
     def verb(console: "Console") -> dict[str, Any]:
-        settings = _load_for(target, config, overrides)
+        settings = load_for(target, config, overrides)
         from finetooth.evaluate import evaluate as run
 
         return run(target, settings, limit=limit, console=console)
 
-    _run(verb, as_json=as_json)
+    run_verb(verb, as_json=as_json)
 
 
 @app.command()
@@ -343,7 +284,7 @@ def compare(
     """Answer the same prompts with two models, side by side."""
 
     def verb(console: "Console") -> dict[str, Any]:
-        texts = [*(prompt or []), *(_read_prompts(prompts) if prompts else [])]
+        texts = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
         if not texts:
             raise ConfigError(problem("command line", "no prompt", "give --prompt TEXT or --prompts FILE"))
         if not all(text.strip() for text in texts):
@@ -352,7 +293,7 @@ def compare(
 
         return run(first, second, prompts=texts, max_new_tokens=max_new_tokens, console=console)
 
-    _run(verb, as_json=as_json)
+    run_verb(verb, as_json=as_json)
 
 
 @app.command()
@@ -369,7 +310,7 @@ def chat(
 
         run(target, system=system, max_new_tokens=max_new_tokens, console=console)
 
-    _run(verb, as_json=False)
+    run_verb(verb, as_json=False)
 
 
 @app.command()
@@ -392,92 +333,4 @@ def export(
 
         return run(target, to=to.value, out=out, dtype=dtype.value, shard_size=shard_size, console=console)
 
-    _run(verb, as_json=as_json)
-
-
-def _without_nproc(arguments: list[str]) -> list[str]:
-    """The command that each process runs.
-
-    >>> _without_nproc(["train", "--nproc", "2", "run.yaml", "--nproc=2"])
-    ['train', 'run.yaml']
-    """
-    places = {place for place, argument in enumerate(arguments) if argument == "--nproc"}
-    dropped = places | {place + 1 for place in places}
-    kept = [argument for place, argument in enumerate(arguments) if place not in dropped]
-    return [argument for argument in kept if not argument.startswith("--nproc=")]
-
-
-def _load(run_file: Path, overrides: list[str] | None) -> "SFTConfig":
-    from finetooth.config.load import load_config
-
-    return load_config(run_file, overrides or [])
-
-
-def _load_for(target: str, config: Path | None, overrides: list[str] | None) -> "SFTConfig | None":
-    """The settings that `eval` was given; None leaves it to those the run was trained with."""
-    if config is None and not overrides:
-        return None
-    return _load(config or Path(target) / "config.yaml", overrides)
-
-
-def _read_prompts(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise ConfigError(problem(path, f"cannot be read: {reason}", "name a text file")) from None
-
-
-def _run(verb: Callable[["Console"], dict[str, Any] | None], *, as_json: bool) -> dict[str, Any] | None:
-    """Calls a verb; with `as_json` only the result reaches standard output, whatever libraries print.
-
-    Returns what the verb does.
-    """
-    from rich.console import Console
-
-    quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    try:
-        with quiet:
-            result = verb(Console(stderr=as_json))
-        line = _as_line(result) if as_json else None
-    except FinetoothError as error:
-        _fail(error, as_json=as_json)
-    except KeyboardInterrupt:
-        _fail(Stopped("interrupted", exit_code=130), as_json=as_json)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        _fail(out_of_memory("memory", error), as_json=as_json)
-    else:
-        if line is not None and _rank() == 0:
-            print(line)
-        return result
-    return None
-
-
-def _as_line(result: dict[str, Any] | None) -> str:
-    try:
-        return json.dumps(result, allow_nan=False)
-    except ValueError:
-        fact, remedy = "holds a number that is infinite or not a number", "look at it without --json"
-        raise FinetoothError(problem("result", fact, remedy)) from None
-
-
-def _rank() -> int:
-    """This process among those of a run that share its work; rank 0 talks to people."""
-    rank = os.environ.get("RANK", "0")
-    return int(rank) if rank.isdecimal() else 0
-
-
-def _fail(error: FinetoothError, *, as_json: bool) -> None:
-    if isinstance(error, Stopped) and _rank():
-        raise typer.Exit(error.exit_code)  # rank 0 tells
-    if not isinstance(error, ToldElsewhere):
-        place = f"rank {_rank()}, " if _rank() else ""
-        lines = [make_visible(line) for line in error.problems]
-        text = str(FinetoothError([line if line.startswith("rank ") else place + line for line in lines]))
-        is_coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-        print(f"\x1b[31m{text}\x1b[0m" if is_coloured else text, file=sys.stderr)
-    if as_json and _rank() == 0:
-        print(json.dumps({"error": error.problems, "exit_code": error.exit_code}))
-    raise typer.Exit(error.exit_code)
+    run_verb(verb, as_json=as_json)

@@ -1,0 +1,79 @@
+"""How a command ends: with its result, or with sentences and an exit code."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from finetooth.base.errors import (
+    FinetoothError,
+    Stopped,
+    ToldElsewhere,
+    is_out_of_memory,
+    out_of_memory,
+    problem,
+)
+from finetooth.base.terminal import make_visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run_verb(verb: Callable[["Console"], dict[str, Any] | None], *, as_json: bool) -> dict[str, Any] | None:
+    """Calls a verb; with `as_json` only the result reaches standard output, whatever libraries print.
+
+    Returns what the verb does.
+    """
+    from rich.console import Console
+
+    quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    try:
+        with quiet:
+            result = verb(Console(stderr=as_json))
+        line = _as_line(result) if as_json else None
+    except FinetoothError as error:
+        fail(error, as_json=as_json)
+    except KeyboardInterrupt:
+        fail(Stopped("interrupted", exit_code=130), as_json=as_json)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fail(out_of_memory("memory", error), as_json=as_json)
+    else:
+        if line is not None and _rank() == 0:
+            print(line)
+        return result
+    return None
+
+
+def fail(error: FinetoothError, *, as_json: bool) -> NoReturn:
+    """Tells a failure, once for all ranks, and ends the process with its exit code."""
+    if isinstance(error, Stopped) and _rank():
+        raise typer.Exit(error.exit_code)  # rank 0 tells
+    if not isinstance(error, ToldElsewhere):
+        place = f"rank {_rank()}, " if _rank() else ""
+        lines = [make_visible(line) for line in error.problems]
+        text = str(FinetoothError([line if line.startswith("rank ") else place + line for line in lines]))
+        is_coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        print(f"\x1b[31m{text}\x1b[0m" if is_coloured else text, file=sys.stderr)
+    if as_json and _rank() == 0:
+        print(json.dumps({"error": error.problems, "exit_code": error.exit_code}))
+    raise typer.Exit(error.exit_code)
+
+
+def _as_line(result: dict[str, Any] | None) -> str:
+    try:
+        return json.dumps(result, allow_nan=False)
+    except ValueError:
+        fact, remedy = "holds a number that is infinite or not a number", "look at it without --json"
+        raise FinetoothError(problem("result", fact, remedy)) from None
+
+
+def _rank() -> int:
+    """This process among those of a run that share its work; rank 0 talks to people."""
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() else 0
