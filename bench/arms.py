@@ -14,7 +14,7 @@ from finetooth.batching.schedule import Step
 from finetooth.data.records import IGNORED_LABEL, Document, DocumentSource, Origin
 from finetooth.training.parallel import alone
 from finetooth.training.step import StepResult, train_step
-from finetooth.training.trainer import ROW_LENGTHS_ON_CUDA
+from finetooth.training.updates import ROW_LENGTHS_ON_CUDA
 
 PLAIN = "plain transformers"
 PADDED_ROWS = 8

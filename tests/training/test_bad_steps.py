@@ -10,7 +10,7 @@ from tests.training.test_trainer import losses, make_config, resume
 
 from finetooth.base.errors import NonFiniteError
 from finetooth.model.policy import PolicyModel
-from finetooth.training import trainer as trainer_module
+from finetooth.training import updates
 from finetooth.training.checkpoint import CheckpointManager
 from finetooth.training.step import StepResult, train_step
 from finetooth.training.trainer import SFTTrainer, TrainResult
@@ -24,7 +24,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
             raise NonFiniteError(f"{place}: the loss is nan; look")
         return train_step(*arguments, place=place, **options)
 
-    monkeypatch.setattr(trainer_module, "train_step", failing)
+    monkeypatch.setattr(updates, "train_step", failing)
 
 
 def train(folder: Path, documents: Documents, policy: PolicyModel, **training: Any) -> TrainResult:
@@ -79,7 +79,7 @@ def spoil_loss_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         spoilt = result.loss + 10 * (place == f"step {step}")
         return StepResult(loss=spoilt, grad_norm=result.grad_norm)
 
-    monkeypatch.setattr(trainer_module, "train_step", spoiling)
+    monkeypatch.setattr(updates, "train_step", spoiling)
 
 
 def spikes(result: TrainResult) -> list[dict[str, Any]]:

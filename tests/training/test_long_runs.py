@@ -11,7 +11,7 @@ from rich.console import Console
 from tests.documents import random_documents, small_policy
 from tests.training.test_trainer import make_config
 
-from finetooth.training import trainer as trainer_module
+from finetooth.training import updates
 from finetooth.training.step import StepResult
 from finetooth.training.trainer import SFTTrainer
 
@@ -38,7 +38,7 @@ def test_nothing_grows_with_the_number_of_steps(
             kept.append({"step": number, "loss": number / 3})
         return StepResult(loss=2 + number % 7 / 10, grad_norm=1.0)
 
-    monkeypatch.setattr(trainer_module, "train_step", count)
+    monkeypatch.setattr(updates, "train_step", count)
     config = make_config(tmp_path, max_steps=NUM_STEPS, every=1000)
     config = replace(config, checkpoints=replace(config.checkpoints, every=0, keep=1))
     with (tmp_path / "shown.txt").open("w") as shown:

@@ -18,7 +18,7 @@ from finetooth.batching.collate import Batch
 from finetooth.batching.packing import Layout, lay_out
 from finetooth.batching.schedule import schedule_of
 from finetooth.model.policy import PolicyModel
-from finetooth.training import trainer as trainer_module
+from finetooth.training import updates
 from finetooth.training.memory import largest_pass, smaller
 from finetooth.training.trainer import SFTTrainer, TrainResult
 
@@ -82,7 +82,7 @@ def test_the_rehearsal_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.Monke
     documents = random_documents(15)
     with_it = train(tmp_path / "with", documents, small_policy(), precision=precision)
     before = torch.random.get_rng_state()
-    monkeypatch.setattr(trainer_module, "find_layout", lambda layout, *_, **__: (layout, None))
+    monkeypatch.setattr(updates, "find_layout", lambda layout, *_, **__: (layout, None))
     without = train(tmp_path / "without", documents, small_policy(), precision=precision)
     assert losses(with_it) == losses(without)
     ours, theirs = (result.policy.state_dict() for result in (with_it, without))
@@ -117,8 +117,8 @@ def test_auto_fit_trains_the_same_in_shorter_rows(tmp_path: Path):
     expected = train(tmp_path / "roomy", documents, small_policy())
     fitted = train(tmp_path / "fitted", documents, policy_with_room_for(ROOM), auto_fit=True)
     assert losses(fitted) == pytest.approx(losses(expected), rel=1e-6)
-    updates = [line for line in fitted.history if "loss" in line]
-    assert {line["row_tokens"] for line in updates} in ({100}, {50})
+    lines = [line for line in fitted.history if "loss" in line]
+    assert {line["row_tokens"] for line in lines} in ({100}, {50})
 
 
 def test_memory_that_runs_out_in_the_middle_shortens_rows_from_that_step_on(tmp_path: Path):
@@ -166,9 +166,9 @@ def train_where_one_rank_has_less(ranks: Ranks, after: int, auto_fit: bool) -> A
         try:
             trainer.train()
         except (DeviceMemoryError, ToldElsewhere) as error:
-            return type(error).__name__, trainer.layout.row_tokens
+            return type(error).__name__, trainer.updates.layout.row_tokens
         if not ranks.is_first:
-            return trainer.layout.row_tokens
+            return trainer.updates.layout.row_tokens
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
         return [(line["loss"], line.get("row_tokens")) for line in lines if "loss" in line]
 

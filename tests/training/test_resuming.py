@@ -203,7 +203,7 @@ def test_an_accepted_change_is_told_and_recorded(
     updates = [line for line in result.history if "loss" in line]
     assert [line["step"] for line in updates] == list(range(1, 16))
     assert [line["learning_rate"] for line in updates[MIDDLE:]] == [
-        trainer._learning_rate(step) for step in range(MIDDLE + 1, 16)
+        trainer.updates.learning_rate(step) for step in range(MIDDLE + 1, 16)
     ]
     assert updates[-1]["learning_rate"] == 3e-4, "the course ends at the new end"
     assert changes_since(at(tmp_path / "run", 15), trainer.identity()) == [], "they are no change any more"

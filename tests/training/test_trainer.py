@@ -23,6 +23,7 @@ from finetooth.config.schema import (
 )
 from finetooth.model.policy import PolicyModel
 from finetooth.training import trainer as trainer_module
+from finetooth.training import updates
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager
 from finetooth.training.trainer import SFTTrainer, TrainResult
 
@@ -156,7 +157,7 @@ def test_a_line_of_metrics_holds_what_the_schedule_says(tmp_path: Path):
     assert line["num_tokens"] == documents.lengths[step.documents].sum()
     assert line["num_targets"] == documents.num_targets[step.documents].sum()
     assert line["epoch"] == 0.8
-    assert line["learning_rate"] == trainer._learning_rate(4)
+    assert line["learning_rate"] == trainer.updates.learning_rate(4)
     assert set(line) == {
         *("step", "epoch", "loss", "learning_rate", "grad_norm", "num_documents", "num_targets"),
         *("num_tokens", "seconds", "peak_memory_mb"),
@@ -210,14 +211,14 @@ def test_a_signal_ends_the_run_after_its_step_saved(
 ):
     config, documents = make_config(tmp_path), random_documents(14)
     config = replace(config, checkpoints=CheckpointsConfig(every=0))
-    original = trainer_module.train_step
+    original = updates.train_step
 
     def interrupted(*arguments: Any, **options: Any):
         if options["place"] == "step 4":
             os.kill(os.getpid(), number)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(trainer_module, "train_step", interrupted)
+    monkeypatch.setattr(updates, "train_step", interrupted)
     handlers = signal.getsignal(number)
     result = run(config, documents)
     assert (result.last_step, result.stopped) == (4, exit_code)

@@ -12,17 +12,12 @@ from finetooth.base.devices import DeviceManager
 from finetooth.base.distributed import ALONE, Ranks
 from finetooth.base.errors import (
     ConfigError,
-    DeviceMemoryError,
     NonFiniteError,
-    ToldElsewhere,
-    is_out_of_memory,
-    out_of_memory,
     problem,
 )
 from finetooth.base.stopping import CutShort, StopRequest
 from finetooth.base.terminal import print_line
-from finetooth.batching.collate import Batch, collate
-from finetooth.batching.packing import Layout, Row, forward_passes, layout_of
+from finetooth.batching.packing import Layout, layout_of
 from finetooth.batching.schedule import Step, schedule_of
 from finetooth.config.schema import SFTConfig
 from finetooth.data.preparation import prepare_data
@@ -33,10 +28,9 @@ from finetooth.model.policy import PolicyModel
 from finetooth.model.vocabulary import add_rows
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager, TrainingState, restore_optimizer
 from finetooth.training.examination import Examination, in_words
-from finetooth.training.guards import REMEMBERED_LOSSES, blame_documents, highest_losses, usual_loss
-from finetooth.training.memory import LargestPass, find_layout, fits, largest_pass, release, smaller
+from finetooth.training.guards import REMEMBERED_LOSSES, highest_losses, usual_loss
 from finetooth.training.metrics import MetricsLog
-from finetooth.training.optimizer import create_optimizer, lr_at, num_warmup_steps
+from finetooth.training.optimizer import create_optimizer, num_warmup_steps
 from finetooth.training.parallel import distribute
 from finetooth.training.progress import ProgressView
 from finetooth.training.resuming import (
@@ -46,12 +40,10 @@ from finetooth.training.resuming import (
     refuse_changes,
     require_steps_ahead,
 )
-from finetooth.training.step import StepResult, train_step
+from finetooth.training.updates import Updates
 
 # Skipping more steps than this hides that a run goes wrong.
 MOST_SKIPPED = 10
-# Few row lengths let CUDA reuse its plans; on a CPU every padded token is lost time.
-ROW_LENGTHS_ON_CUDA = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +92,6 @@ class SFTTrainer:
     ):
         self.config = config
         self.ranks = ranks
-        self.auto_fit = auto_fit
         self.console = console or Console(quiet=True)
         self.devices = devices or DeviceManager(config.training.device, config.training.precision)
         documents = train
@@ -123,8 +114,8 @@ class SFTTrainer:
                 add_rows(policy, template)
         self.policy = policy
         policy.set_dropout(config.training.dropout)
-        self.layout = layout_of(config.training, can_pack=policy.why_not_packed is None)
-        self._refuse_misfits()
+        layout = layout_of(config.training, can_pack=policy.why_not_packed is None)
+        self._refuse_misfits(layout)
         self.schedule = schedule_of(config.training, documents)
         self.warmup_steps = num_warmup_steps(config.training.warmup_steps, self.schedule.num_steps)
         if self.warmup_steps >= self.schedule.num_steps > 1:
@@ -138,7 +129,7 @@ class SFTTrainer:
             ranks=ranks,
             background=config.checkpoints.background,
         )
-        self.shared = distribute(self.policy, ranks, parallel=config.parallel, devices=self.devices)
+        shared = distribute(self.policy, ranks, parallel=config.parallel, devices=self.devices)
         self.examination = Examination(
             policy,
             documents,
@@ -160,6 +151,19 @@ class SFTTrainer:
         self.scaler = self.devices.gradient_scaler()
         self.state = TrainingState(next_step=1, identity=self.identity())
         self.changes: list[Change] = []
+        self.updates = Updates(
+            config.training,
+            self.schedule,
+            documents,
+            shared,
+            self.optimizer,
+            self.scaler,
+            self.devices,
+            layout,
+            self.warmup_steps,
+            auto_fit,
+            self.console,
+        )
 
     def take_up(self, checkpoint: Checkpoint, *, accept_changes: bool = False) -> None:
         """Goes on behind a checkpoint, whose parameters the policy must hold (`load_policy` of its folder).
@@ -202,7 +206,8 @@ class SFTTrainer:
                 stop.hold()
             stack.enter_context(self.checkpoints.finishing())
             stack.enter_context(view)
-            self._rehearse()
+            if not self.is_finished:
+                self.updates.rehearse(first=first)
             stopped = self._catch_up(stop, view)
             if stopped is None:
                 stopped = self._train_steps(first, stop, view)
@@ -258,13 +263,13 @@ class SFTTrainer:
             precision=self.devices.precision,
         )
 
-    def _refuse_misfits(self) -> None:
+    def _refuse_misfits(self, layout: Layout) -> None:
         sources = [source for source in (self.train_documents, self.dev_documents) if source is not None]
         longest = max(int(source.lengths.max()) for source in sources)
         tokenizer = None if self.template is None else self.template.tokenizer
         refuse_misfits(self.policy, tokenizer, longest_document=longest)
-        if self.layout.packing and longest > self.layout.row_tokens:
-            fact = f"rows hold {self.layout.row_tokens} tokens, the longest document has {longest}"
+        if layout.packing and longest > layout.row_tokens:
+            fact = f"rows hold {layout.row_tokens} tokens, the longest document has {longest}"
             raise ConfigError(problem("training.row_tokens", fact, f"write {longest} or more"))
 
     def _leave_behind(self, done: int) -> None:
@@ -281,10 +286,9 @@ class SFTTrainer:
     def _update(self, step: Step, view: ProgressView) -> None:
         self.checkpoints.check()
         started = time.perf_counter()
-        learning_rate = self._learning_rate(step.number)
         place = {"step": step.number, "epoch": round(step.number / self.schedule.steps_per_epoch, 4)}
         try:
-            result = self._train_fitting_step(step, learning_rate)
+            result = self.updates.train(step)
         except NonFiniteError as error:
             self._skip(error)
             self.metrics.append({**place, "skipped": error.problems})
@@ -297,7 +301,7 @@ class SFTTrainer:
         view.step(
             step.number,
             loss=result.loss,
-            learning_rate=learning_rate,
+            learning_rate=self.updates.learning_rate(step.number),
             num_tokens=step.num_tokens,
             seconds=seconds,
         )
@@ -307,14 +311,14 @@ class SFTTrainer:
                 {
                     **place,
                     "loss": result.loss,
-                    "learning_rate": learning_rate,
+                    "learning_rate": self.updates.learning_rate(step.number),
                     "grad_norm": result.grad_norm,
                     "num_documents": len(step.documents),
                     "num_targets": step.num_targets,
                     "num_tokens": step.num_tokens,
                     "seconds": round(seconds, 4),
                     "peak_memory_mb": round(self.devices.peak_memory_mb(), 1),
-                    **({"row_tokens": self.layout.row_tokens} if self.auto_fit else {}),
+                    **({"row_tokens": self.updates.layout.row_tokens} if self.updates.auto_fit else {}),
                     **spike,
                 }
             )
@@ -338,104 +342,6 @@ class SFTTrainer:
         numbers = step.documents.tolist()
         documents = highest_losses(self.policy, self.train_documents, numbers=numbers, devices=self.devices)
         return {"spike": {"usual_loss": usual, "documents": documents}}
-
-    def _rehearse(self) -> None:
-        """Tries the run's largest forward pass, so that memory that does not hold it is told at once."""
-        if self.is_finished:
-            return
-        layout, error = find_layout(
-            self.layout, self._fits, longest_document=self._longest_document, devices=self.devices
-        )
-        if error is not None and (layout is None or not self.auto_fit):
-            raise error if self.ranks.is_first else ToldElsewhere(exit_code=error.exit_code)
-        if layout is not None and layout != self.layout:
-            self._take_layout(layout)
-
-    def _fits(self, layout: Layout) -> LargestPass | None:
-        """The largest forward pass in this layout where it does not fit, else None."""
-        largest = largest_pass(
-            self.schedule, layout, first=self.state.next_step, world_size=self.ranks.world_size
-        )
-        with self.ranks.doing("rehearsing the largest forward pass"):
-            batch = self._batch(largest.rows, largest.step)
-            is_fitting = fits(self.shared, batch, optimizer=self.optimizer, devices=self.devices)
-        return None if is_fitting else largest
-
-    def _take_layout(self, layout: Layout) -> None:
-        self.layout = layout
-        facts = f"row_tokens {layout.row_tokens:,}, rows_at_once {layout.rows_at_once}"
-        print_line(self.console, f"memory does not hold the rows that were asked for; goes on with {facts}")
-
-    def _train_fitting_step(self, step: Step, learning_rate: float) -> StepResult:
-        """Tries the step in ever smaller rows while memory does not hold it and `auto_fit` is on."""
-        while True:
-            try:
-                with self.ranks.doing(f"step {step.number}, update"):
-                    return self._train_step(step, learning_rate)
-            except (MemoryError, RuntimeError, DeviceMemoryError) as error:
-                if not isinstance(error, DeviceMemoryError) and not is_out_of_memory(error):
-                    raise
-                layout = smaller(self.layout, longest_document=self._longest_document)
-                if not self.auto_fit or layout is None or self.shared.is_sharded:
-                    place = f"step {step.number}"
-                    raise (
-                        error if isinstance(error, DeviceMemoryError) else out_of_memory(place, error)
-                    ) from None
-            self.optimizer.zero_grad()
-            release(self.devices)
-            self._take_layout(layout)
-
-    @property
-    def _longest_document(self) -> int:
-        return int(self.train_documents.lengths.max())
-
-    def _batch(self, rows: list[Row], step: int) -> Batch:
-        draw = (self.config.training.seed, step) if self.config.training.dropout else None
-        return collate(rows, self.train_documents, row_multiple=self._row_multiple, dropout_draw=draw)
-
-    def _train_step(self, step: Step, learning_rate: float) -> StepResult:
-        rows = self.schedule.rows(
-            step, layout=self.layout, rank=self.ranks.rank, world_size=self.ranks.world_size
-        )
-        with self.ranks.doing(f"step {step.number}, reading documents"):
-            passes = forward_passes(rows, self.layout.rows_at_once)
-            batches = [self._batch(group, step.number) for group in passes]
-        is_careful = self.auto_fit and self.ranks.world_size > 1 and not self.shared.is_sharded
-        try:
-            return train_step(
-                self.shared,
-                batches,
-                total_loss_weight=step.total_loss_weight,
-                learning_rate=learning_rate,
-                optimizer=self.optimizer,
-                scaler=self.scaler,
-                devices=self.devices,
-                max_grad_norm=self.config.training.max_grad_norm,
-                place=f"step {step.number}",
-                nothing=collate([()], self.train_documents) if is_careful else None,
-            )
-        except NonFiniteError as error:
-            culprits = blame_documents(
-                self.policy, self.train_documents, numbers=step.documents.tolist(), devices=self.devices
-            )
-            raise NonFiniteError([*error.problems, culprits]) from None
-
-    def _learning_rate(self, step: int) -> float:
-        training = self.config.training
-        return lr_at(
-            step,
-            num_steps=self.schedule.num_steps,
-            learning_rate=training.learning_rate,
-            min_learning_rate=training.min_learning_rate,
-            warmup_steps=self.warmup_steps,
-            lr_scheduler_type=training.lr_scheduler_type,
-        )
-
-    @property
-    def _row_multiple(self) -> int:
-        if self.devices.device.type != "cuda" or not self.layout.packing:
-            return 1
-        return -(-self.layout.row_tokens // ROW_LENGTHS_ON_CUDA)
 
     def _is_evaluated(self, step: int) -> bool:
         is_there = any(line["step"] == step and "train_loss" in line for line in self.metrics.each_line())

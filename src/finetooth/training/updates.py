@@ -1,0 +1,154 @@
+"""Updates: reads the rows of a step, trains them, and lays them out anew where memory does not hold them."""
+
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+
+from finetooth.base.devices import DeviceManager
+from finetooth.base.errors import (
+    DeviceMemoryError,
+    NonFiniteError,
+    ToldElsewhere,
+    is_out_of_memory,
+    out_of_memory,
+)
+from finetooth.base.terminal import print_line
+from finetooth.batching.collate import Batch, collate
+from finetooth.batching.packing import Layout, Row, forward_passes
+from finetooth.batching.schedule import Schedule, Step
+from finetooth.config.schema import TrainingConfig
+from finetooth.data.records import DocumentSource
+from finetooth.training.guards import blame_documents
+from finetooth.training.memory import LargestPass, find_layout, fits, largest_pass, release, smaller
+from finetooth.training.optimizer import lr_at
+from finetooth.training.parallel import SharedPolicy
+from finetooth.training.step import StepResult, train_step
+
+# Few row lengths let CUDA reuse its plans; on a CPU every padded token is lost time.
+ROW_LENGTHS_ON_CUDA = 8
+
+
+@dataclass(slots=True)
+class Updates:
+    """How the parameters are updated, step by step; every rank takes part.
+
+    layout:   of the rows from the next step on; with `auto_fit` it becomes smaller where it has to.
+    console:  where that is told.
+    """
+
+    training: TrainingConfig
+    schedule: Schedule
+    documents: DocumentSource
+    shared: SharedPolicy
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    devices: DeviceManager
+    layout: Layout
+    warmup_steps: int
+    auto_fit: bool
+    console: Console
+
+    def rehearse(self, *, first: int) -> None:
+        """Tries the largest forward pass from the step `first` on, so that lack of memory is told at once.
+
+        Raises DeviceMemoryError where it does not fit; with `auto_fit` a layout that fits is taken.
+        """
+        layout, error = find_layout(
+            self.layout,
+            lambda layout: self._largest_that_fails(layout, first),
+            longest_document=self._longest_document,
+            devices=self.devices,
+        )
+        if error is not None and (layout is None or not self.auto_fit):
+            raise error if self.shared.ranks.is_first else ToldElsewhere(exit_code=error.exit_code)
+        if layout is not None and layout != self.layout:
+            self._take_layout(layout)
+
+    def train(self, step: Step) -> StepResult:
+        """Updates the parameters once; in ever smaller rows while memory does not hold it, with `auto_fit`.
+
+        Raises NonFiniteError, which names documents, and DeviceMemoryError; neither touches the parameters.
+        """
+        while True:
+            try:
+                with self.shared.ranks.doing(f"step {step.number}, update"):
+                    return self._train_in_layout(step)
+            except (MemoryError, RuntimeError, DeviceMemoryError) as error:
+                if not isinstance(error, DeviceMemoryError) and not is_out_of_memory(error):
+                    raise
+                layout = smaller(self.layout, longest_document=self._longest_document)
+                if not self.auto_fit or layout is None or self.shared.is_sharded:
+                    place = f"step {step.number}"
+                    raise (
+                        error if isinstance(error, DeviceMemoryError) else out_of_memory(place, error)
+                    ) from None
+            self.optimizer.zero_grad()
+            release(self.devices)
+            self._take_layout(layout)
+
+    def learning_rate(self, step: int) -> float:
+        """What the step's update is scaled by."""
+        training = self.training
+        return lr_at(
+            step,
+            num_steps=self.schedule.num_steps,
+            learning_rate=training.learning_rate,
+            min_learning_rate=training.min_learning_rate,
+            warmup_steps=self.warmup_steps,
+            lr_scheduler_type=training.lr_scheduler_type,
+        )
+
+    def _train_in_layout(self, step: Step) -> StepResult:
+        rows = self.schedule.rows(
+            step, layout=self.layout, rank=self.shared.ranks.rank, world_size=self.shared.ranks.world_size
+        )
+        with self.shared.ranks.doing(f"step {step.number}, reading documents"):
+            passes = forward_passes(rows, self.layout.rows_at_once)
+            batches = [self._batch(group, step.number) for group in passes]
+        is_careful = self.auto_fit and self.shared.ranks.world_size > 1 and not self.shared.is_sharded
+        try:
+            return train_step(
+                self.shared,
+                batches,
+                total_loss_weight=step.total_loss_weight,
+                learning_rate=self.learning_rate(step.number),
+                optimizer=self.optimizer,
+                scaler=self.scaler,
+                devices=self.devices,
+                max_grad_norm=self.training.max_grad_norm,
+                place=f"step {step.number}",
+                nothing=collate([()], self.documents) if is_careful else None,
+            )
+        except NonFiniteError as error:
+            culprits = blame_documents(
+                self.shared.policy, self.documents, numbers=step.documents.tolist(), devices=self.devices
+            )
+            raise NonFiniteError([*error.problems, culprits]) from None
+
+    def _batch(self, rows: list[Row], step: int) -> Batch:
+        draw = (self.training.seed, step) if self.training.dropout else None
+        return collate(rows, self.documents, row_multiple=self._row_multiple, dropout_draw=draw)
+
+    def _largest_that_fails(self, layout: Layout, first: int) -> LargestPass | None:
+        """The largest forward pass in this layout where it does not fit, else None."""
+        largest = largest_pass(self.schedule, layout, first=first, world_size=self.shared.ranks.world_size)
+        with self.shared.ranks.doing("rehearsing the largest forward pass"):
+            batch = self._batch(largest.rows, largest.step)
+            is_fitting = fits(self.shared, batch, optimizer=self.optimizer, devices=self.devices)
+        return None if is_fitting else largest
+
+    def _take_layout(self, layout: Layout) -> None:
+        self.layout = layout
+        facts = f"row_tokens {layout.row_tokens:,}, rows_at_once {layout.rows_at_once}"
+        print_line(self.console, f"memory does not hold the rows that were asked for; goes on with {facts}")
+
+    @property
+    def _row_multiple(self) -> int:
+        if self.devices.device.type != "cuda" or not self.layout.packing:
+            return 1
+        return -(-self.layout.row_tokens // ROW_LENGTHS_ON_CUDA)
+
+    @property
+    def _longest_document(self) -> int:
+        return int(self.documents.lengths.max())
