@@ -82,6 +82,17 @@ def test_plain_transformers_answers_from_the_folder_alone(run: Path, tmp_path: P
     assert answers[0] == answers[1]
 
 
+def test_the_cards_of_run_and_export_tell_results_and_no_place_of_this_machine(run: Path, tmp_path: Path):
+    exported("run", "--dtype", "bf16", "--out", str(tmp_path / "out"))
+    cards = [
+        (folder / "README.md").read_text(encoding="utf-8") for folder in (run / "final", tmp_path / "out")
+    ]
+    summary = json.loads((run / "summary.json").read_text())
+    assert cards[0] == cards[1].replace("`bf16`", "`fp32`")
+    assert all(f" {summary['dev_loss']:.4g} |" in card and "`base`, fine-tuned" in card for card in cards)
+    assert not any(str(place) in card for card in cards for place in (run.parent, tmp_path))
+
+
 def test_no_folder_of_a_run_or_an_export_holds_a_pickle(run: Path):
     exported("run", "--out", "exported")
     for folder in (run, Path("exported")):

@@ -7,9 +7,13 @@ from rich.console import Console
 
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.terminal import print_line
+from finetooth.data.templates.template import resolve_template
+from finetooth.data.tokenizer.tokenizer import load_tokenizer
+from finetooth.reporting.model_card import model_card
+from finetooth.reporting.run_facts import read_facts
+from finetooth.reporting.serving import Form
 from finetooth.training.exports import open_run, write_folder
 
-Form = Literal["folder"]
 DType = Literal["fp32", "bf16", "fp16"]
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -36,7 +40,10 @@ def export(
     out = out or run.folder / "export" / to
     if out.exists():
         raise ConfigError(problem("--out", f"{out} exists", "name a new folder, or remove it"))
-    write_folder(run, out, dtype=dtype, shard_bytes=shard_bytes)
+    facts = read_facts(run.folder, run.config)
+    template = resolve_template("own", load_tokenizer(str(run.final)))
+    card = model_card(facts, template, form=to, dtype=dtype)
+    write_folder(run, out, dtype=dtype, shard_bytes=shard_bytes, card=card)
     num_bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print_line(console, f"{to}: {out}, {num_bytes / 1e6:,.1f} MB, {dtype}")
     return {"to": to, "out": str(out), "dtype": dtype, "num_bytes": num_bytes}

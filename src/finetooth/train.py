@@ -23,6 +23,8 @@ from finetooth.data.templates.template import Template
 from finetooth.model.load import load_policy
 from finetooth.model.policy import PolicyModel
 from finetooth.model.vocabulary import add_rows, find_untrained
+from finetooth.reporting.model_card import model_card
+from finetooth.reporting.run_facts import read_facts
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager
 from finetooth.training.final import save_final
 from finetooth.training.run_directory import (
@@ -142,11 +144,14 @@ def _train(
     run.stop.hold(deadline=config.checkpoints.stop_deadline, give_up=lambda: _give_up(run, trainer))
     try:
         result = trainer.train(run.stop)
+        figures = _figures(trainer, result, state="finished" if result.stopped is None else "stopped")
         if result.stopped is None:
             template = prepared.template
             with ranks.doing("writing final/"):
-                save_final(output / "final", policy=policy, template=template, config=config, ranks=ranks)
-        summary |= _figures(trainer, result, state="finished" if result.stopped is None else "stopped")
+                facts = read_facts(output, config, summary=figures) if ranks.is_first else None
+                card = model_card(facts, template) if facts else ""
+                save_final(output / "final", policy=policy, template=template, card=card, ranks=ranks)
+        summary |= figures
     finally:
         summary["seconds"] = round(time.perf_counter() - started, 2)
         if ranks.is_first:

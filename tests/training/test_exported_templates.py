@@ -11,7 +11,6 @@ from tests.documents import small_policy
 from tests.small_tokenizer import write_small_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig
 from finetooth.data.masks.masking import Refusal, render_documents
 from finetooth.data.records import Conversation, Message, Origin
 from finetooth.data.templates.template import Template, encode_prompt, resolve_template
@@ -57,13 +56,8 @@ def tokenizer_folder(family: str, tmp_path: Path, request: pytest.FixtureRequest
     return folder
 
 
-def config_of(folder: Path) -> SFTConfig:
-    data = DataConfig(train="train.jsonl", dev=None)
-    return SFTConfig(model=ModelConfig(path="base"), data=data, output_dir=str(folder))
-
-
 def export(folder: Path, template: Template, policy: PolicyModel | None = None) -> Path:
-    save_final(folder / "final", policy=policy or small_policy(), template=template, config=config_of(folder))
+    save_final(folder / "final", policy=policy or small_policy(), template=template)
     return folder / "final"
 
 

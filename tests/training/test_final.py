@@ -63,7 +63,7 @@ def final(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepared = prepare_data(config)
     policy = small_policy(vocab_size=VOCABULARY)
     SFTTrainer(config, policy=policy, train=prepared.train).train()
-    save_final(folder / "final", policy=policy, template=prepared.template, config=config)
+    save_final(folder / "final", policy=policy, template=prepared.template)
     return folder / "final"
 
 
@@ -99,24 +99,13 @@ def test_without_the_tokens_that_end_an_answer_it_would_not_stop(final: Path, tm
 
 def test_the_folder_is_complete_and_says_so(final: Path):
     assert sorted(path.name for path in final.iterdir()) == [
-        *("MANIFEST.json", "README.md", "chat_template.jinja", "config.json", "generation_config.json"),
+        *("MANIFEST.json", "chat_template.jinja", "config.json", "generation_config.json"),
         *("model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     ]
     assert check_folder(final) == []
     generation = GenerationConfig.from_pretrained(final)
     assert generation.eos_token_id == [AutoTokenizer.from_pretrained(final).eos_token_id]
     assert generation.pad_token_id is not None
-
-
-def test_the_model_card_says_what_was_trained_on_what(final: Path):
-    base, data = final.parent / "base", final.parent / "train.jsonl"
-    assert (final / "README.md").read_text() == (
-        "# Policy\n\n"
-        f"Fine-tuned by finetooth from {base} on {data}, with the chatml template.\n\n"
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'policy = AutoModelForCausalLM.from_pretrained("{final.parent}/run/final")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{final.parent}/run/final")\n```\n'
-    )
 
 
 CONVERSATIONS: list[list[dict[str, str]]] = [
@@ -141,8 +130,7 @@ READS_ARGUMENTS = """
 
 
 def save_template(folder: Path, template: Template) -> Path:
-    config = config_of(folder)
-    save_final(folder / "final", policy=small_policy(), template=template, config=config)
+    save_final(folder / "final", policy=small_policy(), template=template)
     return folder / "final"
 
 
@@ -220,7 +208,7 @@ def test_sampling_settings_that_came_with_the_model_stay(tmp_path: Path):
     own = {"do_sample": False, "temperature": 0.6, "pad_token_id": 3, "eos_token_id": 1}
     (tmp_path / "base" / "generation_config.json").write_text(json.dumps(own))
     policy = load_policy(ModelConfig(path=str(tmp_path / "base")), devices=DeviceManager("cpu"))
-    save_final(tmp_path / "final", policy=policy, template=template, config=config_of(tmp_path))
+    save_final(tmp_path / "final", policy=policy, template=template)
     saved = json.loads((tmp_path / "final" / "generation_config.json").read_text())
     stops = {"eos_token_id": list(template.stop_token_ids)}
     assert {name: saved[name] for name in own} == own | stops
@@ -229,6 +217,6 @@ def test_sampling_settings_that_came_with_the_model_stay(tmp_path: Path):
 def test_the_parameters_are_those_that_were_trained(tmp_path: Path):
     template = resolve_template("chatml", load_tokenizer(write_small_tokenizer(tmp_path / "base")))
     policy = small_policy()
-    save_final(tmp_path / "final", policy=policy, template=template, config=config_of(tmp_path))
+    save_final(tmp_path / "final", policy=policy, template=template)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "final").state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in policy.model.state_dict().items())

@@ -150,7 +150,7 @@ def measure_reload(
         max_grad_norm=training.max_grad_norm,
     )
     del optimizer
-    save_final(folder, policy=policy, template=template, config=config)
+    save_final(folder, policy=policy, template=template)
     named = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
     if not set(template.stop_token_ids) <= set(named):
         return Difference(float("inf"), "generation_config.json")

@@ -43,10 +43,10 @@ def open_run(target: str, *, place: str = "command line") -> FinishedRun:
     return FinishedRun(folder, load_config(folder / "config.yaml"))
 
 
-def write_folder(run: FinishedRun, out: Path, *, dtype: str, shard_bytes: int) -> None:
+def write_folder(run: FinishedRun, out: Path, *, dtype: str, shard_bytes: int, card: str) -> None:
     """Writes a run's policy as plain transformers loads it: parameters in a type and in files of a size.
 
-    Raises FileExistsError where something stands at `out`.
+    card: the text of README.md. Raises FileExistsError where something stands at `out`.
     """
     written: dict[str, FileEntry] = {}
     with new_folder(out, written=written) as folder:
@@ -58,6 +58,7 @@ def write_folder(run: FinishedRun, out: Path, *, dtype: str, shard_bytes: int) -
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         written["config.json"] = write_proved(folder / "config.json", [text.encode()])
         copy_texts(run.final, folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def copy_texts(source: Path, folder: Path) -> None:

@@ -7,8 +7,6 @@ from typing import Any
 
 from finetooth.base.distributed import ALONE, Ranks
 from finetooth.base.files import FileEntry
-from finetooth.config.schema import SFTConfig
-from finetooth.config.sources import describe_sources
 from finetooth.data.templates.template import Template
 from finetooth.data.templates.text import TELLS_TIME
 from finetooth.data.tokenizer.files import TOKEN_FLAGS
@@ -22,9 +20,12 @@ TOKENIZER_FILES = (
 
 
 def save_final(
-    path: Path, *, policy: PolicyModel, template: Template, config: SFTConfig, ranks: Ranks = ALONE
+    path: Path, *, policy: PolicyModel, template: Template, card: str = "", ranks: Ranks = ALONE
 ) -> None:
-    """Writes parameters, tokenizer, chat template and the tokens that end an answer; all ranks call it."""
+    """Writes parameters, tokenizer, chat template and the tokens that end an answer; all ranks call it.
+
+    card: the text of README.md, where there is to be one
+    """
     written: dict[str, FileEntry] = {}
     with common_folder(path, ranks, written=written, replace=True) as folder:
         parameters = save_policy(policy, folder, ranks)
@@ -33,7 +34,8 @@ def save_final(
         if ranks.is_first:
             _name_stop_tokens(folder / "generation_config.json", template)
             _save_tokenizer(folder, template)
-            (folder / "README.md").write_text(_model_card(config, template), encoding="utf-8")
+            if card:
+                (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _name_stop_tokens(path: Path, template: Template) -> None:
@@ -97,19 +99,3 @@ def _literal(value: Any) -> str:
             value, ensure_ascii=False
         )  # Jinja reads \\ud83d\\ude00 as two halves of a character
     return "none" if value is None else repr(value)
-
-
-def _model_card(config: SFTConfig, template: Template) -> str:
-    base = config.model.path or f"fresh parameters ({config.model.from_config})"
-    records = describe_sources(config.data.train)
-    return f"""# Policy
-
-Fine-tuned by finetooth from {base} on {records}, with the {template.name} template.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-policy = AutoModelForCausalLM.from_pretrained("{config.output_dir}/final")
-tokenizer = AutoTokenizer.from_pretrained("{config.output_dir}/final")
-```
-"""
