@@ -143,7 +143,7 @@ def test_memory_that_runs_out_is_no_reason_to_unpack(monkeypatch: pytest.MonkeyP
     policy = small_policy()
 
     def out_of_memory(*_: object) -> None:
-        raise RuntimeError("not enough memory: you tried to allocate 99 bytes")
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes")
 
     monkeypatch.setattr(type(policy), "hidden_states", out_of_memory)
     with pytest.raises(RuntimeError, match="not enough memory"):

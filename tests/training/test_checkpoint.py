@@ -1,13 +1,16 @@
 """Checkpoints give back every bit, roll, keep the best, and are never used damaged."""
 
+import hashlib
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.canaries import Canary
 from tests.documents import random_documents, small_policy
 from transformers import AutoModelForCausalLM
 
@@ -243,3 +246,28 @@ def test_a_checkpoint_that_fails_while_written_leaves_none(tmp_path: Path, monke
     with pytest.raises(RuntimeError, match="killed"):
         save(manager, 2)
     assert names(tmp_path) == ["step-000001"]
+
+
+@pytest.mark.parametrize("is_vouched_for", [False, True])
+def test_a_pickle_in_a_checkpoint_never_runs(is_vouched_for: bool, tmp_path: Path):
+    """In place of the optimiser's state, with the manifest of what was saved, or with one that fits."""
+    canary, manager = Canary(tmp_path), CheckpointManager(tmp_path / "checkpoints")
+    first, second = save(manager, 1), save(manager, 2)
+    (second / "optimizer.safetensors").write_bytes(canary.pickle)
+    if is_vouched_for:
+        manifest = json.loads((second / "MANIFEST.json").read_text())
+        digest = hashlib.sha256(canary.pickle).hexdigest()
+        manifest["files"]["optimizer.safetensors"] = {"size": len(canary.pickle), "sha256": digest}
+        (second / "MANIFEST.json").write_text(json.dumps(manifest))
+    checkpoint = manager.latest(notify=lambda _: None)
+    assert checkpoint is not None
+    assert checkpoint.folder == (second if is_vouched_for else first)
+    policy, optimizer = trained(0)
+    if is_vouched_for:
+        with pytest.raises(FinetoothError) as caught:
+            restore_optimizer(checkpoint, policy=policy, optimizer=optimizer)
+        assert str(caught.value).startswith(f"{second}/optimizer.safetensors: no optimiser state: ")
+        assert str(caught.value).endswith("; remove this checkpoint; the one before it is used")
+    assert not canary.has_run
+    pickle.loads((second / "optimizer.safetensors").read_bytes())
+    assert canary.has_run

@@ -4,16 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from finetooth.base.devices import deterministic_seed
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.hub import local_folder
 from finetooth.model.model_config import UNUSABLE, first_line, read_config
+from finetooth.model.weight_files import Extent, examine_weight_files, some_names
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
-SHOWN_NAMES = 5
+# What a config.json may exceed its files by, so that a few missing parameters are told by their names.
+_FEW_LAYERS, _SLACK = 1000, 1 << 20
 
 
 def load_folder(name: str, place: str) -> PreTrainedModel:
@@ -23,10 +24,7 @@ def load_folder(name: str, place: str) -> PreTrainedModel:
     """
     folder = local_folder(name, place=place, required=("config.json", "*.safetensors"), patterns=MODEL_FILES)
     config = read_config(folder / "config.json", place)
-    if not any(folder.glob("*.safetensors")):
-        raise ConfigError(
-            problem(place, f"{folder} holds no *.safetensors file", "name a folder with parameters")
-        )
+    _refuse_bombs(config, examine_weight_files(folder, place), folder, place)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -38,7 +36,7 @@ def load_folder(name: str, place: str) -> PreTrainedModel:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (SafetensorError, OSError, *UNUSABLE) as error:
+    except (OSError, *UNUSABLE) as error:
         raise ConfigError(
             problem(place, f"{folder}: {first_line(error)}", "check the folder's files")
         ) from error
@@ -51,7 +49,7 @@ def load_folder(name: str, place: str) -> PreTrainedModel:
     problems = [
         problem(
             place,
-            f"{folder}: {len(names)} parameters {what}: {_some(names)}",
+            f"{folder}: {len(names)} parameters {what}: {some_names(names)}",
             "check that they belong together",
         )
         for what, names in differences.items()
@@ -77,5 +75,23 @@ def build_fresh(path: Path, place: str, *, seed: int) -> PreTrainedModel:
         raise ConfigError(problem(place, f"{path}: {first_line(error)}", "correct the file")) from error
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN_NAMES]) + (", …" if len(names) > SHOWN_NAMES else "")
+def _refuse_bombs(config: Any, extent: Extent, folder: Path, place: str) -> None:
+    """Raises ConfigError for a config.json of a far larger model than the one whose parameters are there.
+
+    What is missing would be allocated before it could be told. The model is laid out without any memory.
+    """
+    remedy = "check that they belong together"
+    num_layers = getattr(config, "num_hidden_layers", 0)
+    if num_layers > max(extent.num_tensors, _FEW_LAYERS):
+        fact = f"{folder}: {num_layers} layers by config.json, but {extent.num_tensors} tensors in the files"
+        raise ConfigError(problem(place, fact, remedy))
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except UNUSABLE as error:
+        fact = f"{folder / 'config.json'}: {first_line(error)}"
+        raise ConfigError(problem(place, fact, "correct the file")) from error
+    num_elements = sum(parameter.numel() for parameter in model.parameters())
+    if num_elements > 2 * extent.num_elements + _SLACK:
+        fact = f"{folder}: {num_elements:,} parameters by config.json, {extent.num_elements:,} in the files"
+        raise ConfigError(problem(place, fact, remedy))

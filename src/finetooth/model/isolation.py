@@ -14,6 +14,7 @@ from finetooth.base.errors import ConfigError, problem
 from finetooth.batching.collate import collate
 from finetooth.batching.packing import Row
 from finetooth.data.records import Document, Origin
+from finetooth.model.model_config import first_line
 from finetooth.model.policy import PolicyModel
 
 # Three documents, in one row or in rows of their own; with a row of nothing but padding, as ranks have them.
@@ -24,6 +25,8 @@ _LARGEST_LEAK = 1e-6
 # How wide windows are for the proof, so that documents reach beyond them, and what models call it.
 _WINDOW = 5
 _WIDTHS = ("sliding_window", "attention_chunk_size")
+# What models raise where their numbers do not fit together, or where they are built otherwise than most.
+_FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def settle_packing(
@@ -47,9 +50,8 @@ def settle_packing(
         return
     try:
         fact = _difference(policy, _APART, devices)
-    except (RuntimeError, ValueError) as error:
-        _pass_on_lack_of_memory(error)
-        fact = f"{kind} cannot compute: {_first_line(error)}"
+    except _FAILURES as error:
+        fact = f"{kind} cannot compute: {first_line(error)}"
         remedy = "check that the numbers in config.json fit together"
         raise ConfigError(problem(place, fact, remedy)) from error
     if fact is not None:
@@ -76,11 +78,10 @@ def _why_not_packed(policy: PolicyModel, devices: DeviceManager) -> str | None:
         return "its attention has sinks, which packed documents would share"
     try:
         return _difference(policy, _PACKED, devices) or _leak(policy, devices)
-    except (RuntimeError, ValueError, TypeError, ConfigError) as error:
-        _pass_on_lack_of_memory(error)
-        if isinstance(error, ConfigError):
-            return "it does not pass the layout of packed documents on to its attention"
-        return f"it cannot compute packed documents: {_first_line(error)}"
+    except ConfigError:
+        return "it does not pass the layout of packed documents on to its attention"
+    except _FAILURES as error:
+        return f"it cannot compute packed documents: {first_line(error)}"
 
 
 def _difference(policy: PolicyModel, rows: Sequence[Row], devices: DeviceManager) -> str | None:
@@ -193,12 +194,3 @@ def _alone(policy: PolicyModel, document: Document) -> tuple[torch.Tensor, torch
     out = policy.model(input_ids=input_ids, labels=input_ids, use_cache=False)
     hidden = policy.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
     return hidden, out.loss.float() * document.num_targets
-
-
-def _pass_on_lack_of_memory(error: Exception) -> None:
-    if "memory" in str(error):
-        raise error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

@@ -59,6 +59,9 @@ def refuse_misfits(policy: PolicyModel, tokenizer: Tokenizer | None, *, longest_
 
 
 def _refuse_what_is_not_computed(model: PreTrainedModel, place: str) -> None:
+    if model.base_model is model:
+        fact = f"{type(model).__name__}: its backbone cannot be told from its head"
+        raise ConfigError(problem(place, fact, "use another architecture"))
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         fact = f"{type(model).__name__}: its head is not one linear layer"
         raise ConfigError(problem(place, fact, "use another architecture"))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from finetooth.base.distributed import ALONE, Ranks
 from finetooth.base.errors import FinetoothError, problem
@@ -244,11 +244,12 @@ def restore_optimizer(
     """Gives the optimiser the state it had when the checkpoint was saved, bit for bit.
 
     Where the ranks share the parameters, each reads only its part.
+    Raises FinetoothError for a file that is none, though the manifest vouches for it.
     """
     parameters = dict(policy.model.named_parameters())
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for file in sorted(checkpoint.folder.glob("optimizer*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
+        with _opened(file) as opened:
             for name in opened.keys():  # noqa: SIM118 - no dictionary
                 key, _, parameter_name = name.partition(".")
                 parameter = parameters[parameter_name]
@@ -256,6 +257,18 @@ def restore_optimizer(
                     optimizer.state[parameter][key] = read_like(opened.get_slice(name), parameter)
                     if isinstance(optimizer, OffloadedAdamW):
                         optimizer.hold(parameter)
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except SafetensorError as error:
+        fact = f"no optimiser state: {error}"
+        raise FinetoothError(
+            problem(file, fact, "remove this checkpoint; the one before it is used")
+        ) from error
 
 
 def _optimizer_tensors(policy: PolicyModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
