@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import types
@@ -344,3 +345,19 @@ def test_text_that_the_terminal_cannot_show_is_escaped(replace_verb: Any, monkey
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == "half \\xbd\n"
+
+
+@pytest.mark.parametrize("world", [{"RANK": "0", "WORLD_SIZE": "2"}, {}], ids=["one of two", "alone"])
+def test_what_goes_wrong_while_the_interpreter_ends_does_not_fail_one_of_several_processes(
+    world: dict[str, str],
+):
+    """A process that is alone, which ends as usual, is the negative control."""
+    code = "import atexit, os, sys\natexit.register(os.abort)\nsys.argv[1:] = ['--version']\n"
+    code += "from finetooth.cli import main\nmain()\n"
+    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment = {**clean, **world, "PYTHONPATH": str(SOURCES)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == (0 if world else -signal.SIGABRT)
+    assert not world or done.stdout == f"finetooth {finetooth.__version__}\n"

@@ -32,7 +32,7 @@ from finetooth.arguments import (
 )
 from finetooth.base.errors import ConfigError, FinetoothError, problem
 from finetooth.base.stopping import StopRequest
-from finetooth.outcome import fail, run_verb
+from finetooth.outcome import ending_at_once, fail, run_verb
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +46,8 @@ def main() -> None:
     # A thread that waits for another one soon sleeps: with the default, it burns the core that the other one
     # needs whenever another program is busy too. GNU's OpenMP reads this when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    app(args=spell_out_resume(sys.argv[1:]), prog_name="finetooth")
+    with ending_at_once():
+        app(args=spell_out_resume(sys.argv[1:]), prog_name="finetooth")
 
 
 def _print_version(asked: bool) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -63,6 +63,23 @@ def fail(error: FinetoothError, *, as_json: bool) -> NoReturn:
     if as_json and _rank() == 0:
         print(json.dumps({"error": error.problems, "exit_code": error.exit_code}))
     raise typer.Exit(error.exit_code)
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Ends a process that shares its work with others without taking the interpreter down first.
+
+    Threads through which the processes talk may still let go of tensors. They need the interpreter for it;
+    where it is gone by then, C++ aborts the process ("terminate called"), and a finished run seems to fail.
+    """
+    try:
+        yield
+    except SystemExit as ended:
+        if "WORLD_SIZE" not in os.environ or not isinstance(ended.code, int | None):
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended.code or 0)
 
 
 def _as_line(result: dict[str, Any] | None) -> str:
