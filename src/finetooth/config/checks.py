@@ -46,7 +46,7 @@ def find_problems(settings: Mapping[str, Setting], values: Mapping[str, Any]) ->
     for needs, find in CONTRADICTIONS:
         if needs <= usable.keys():
             findings.extend(find(usable))
-    return findings
+    return [*findings, *_find_unused_adapter(settings, usable)]
 
 
 def is_allowed(kind: Any, value: object) -> bool:
@@ -199,6 +199,39 @@ def _find_unshared(values: Mapping[str, Any]) -> list[Finding]:
     return findings
 
 
+def _find_unused_adapter(settings: Mapping[str, Setting], values: Mapping[str, Any]) -> list[Finding]:
+    """Settings of an adapter that is not there."""
+    if values.get("adapter.type", "unusable") is not None:
+        return []
+    fact, remedy = "adapter.type is null, so nothing reads it", "write adapter.type: lora, or leave it out"
+    return [
+        Finding((key,), f"{key}: {fact}", remedy)
+        for key, value in values.items()
+        if key.startswith("adapter.") and value != settings[key].default
+    ]
+
+
+def _find_adapter_without_base(values: Mapping[str, Any]) -> list[Finding]:
+    kind, path = values["adapter.type"], values["model.path"]
+    if kind is None:
+        return []
+    if path is None:
+        fact = f"adapter.type: {kind} adapts a trained base, and fresh parameters are none"
+        return [Finding(("adapter.type",), fact, "name a base model as model.path, or leave adapter out")]
+    if path.endswith((".pt", ".pth")):
+        fact = f"adapter.type: {kind} needs a base that others can load beside the adapter"
+        remedy = f"write the base as a folder first: finetooth export {path} --to folder"
+        return [Finding(("adapter.type",), fact, remedy)]
+    return []
+
+
+def _find_shared_four_bits(values: Mapping[str, Any]) -> list[Finding]:
+    if values["adapter.type"] != "qlora" or values["parallel.shard"] is None:
+        return []
+    fact = "parallel.shard: parameters of 4 bits cannot be shared among processes"
+    return [Finding(("parallel.shard", "adapter.type"), fact, "leave shard out, or write adapter.type: lora")]
+
+
 CONTRADICTIONS: list[tuple[Set[str], Callable[[Mapping[str, Any]], list[Finding]]]] = [
     ({"model.path", "model.from_config", "model.tokenizer"}, _find_model_source),
     ({"training.row_tokens", "data.max_length"}, _find_short_rows),
@@ -209,4 +242,6 @@ CONTRADICTIONS: list[tuple[Set[str], Callable[[Mapping[str, Any]], list[Finding]
     ({"data.train", "data.dev"}, _find_bad_sources),
     ({"evaluation.exact_match", "data.dev"}, _find_unanswerable),
     ({"parallel.shard", "parallel.replicate", "parallel.sum_gradients"}, _find_unshared),
+    ({"adapter.type", "model.path"}, _find_adapter_without_base),
+    ({"adapter.type", "parallel.shard"}, _find_shared_four_bits),
 ]

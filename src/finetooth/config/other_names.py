@@ -41,12 +41,23 @@ _SYSTEM = "write data.system"
 _PAD = "leave it out: padding is never trained nor attended to, so its token decides nothing"
 _IGNORE = "leave it out: each token has a loss weight of its own; write data.loss_on to choose"
 _WORKERS = "leave it out: records are prepared once, and batches come from the prepared store"
+_ADAPTER = "write adapter.type: lora, dora or qlora"
+_LORA = "write adapter.type: lora"
+_DORA = "write adapter.type: dora"
+_FOUR_BITS = "write adapter.type: qlora, which holds the base in 4 bits"
+_QUANTISATION = "leave it out: adapter.type: qlora means NF4 with double quantisation"
+_RANK = "write adapter.r"
+_ALPHA = "write adapter.alpha"
+_ADAPTED = "write adapter.target_modules; null means all linear layers but the head"
+_SAVED_MODULES = "write adapter.modules_to_save"
+_TOKEN_ROWS = "write adapter.train_tokens, names of tokens; those that the template added are always trained"
 _TRACKING = "leave it out: metrics are written to metrics.jsonl in output_dir"
 
 OTHER_NAMES: dict[str, str] = {
     "accumulate_grad_batches": _LAYOUT,
     "accumulation_steps": _LAYOUT,
     "adam_eps": "write training.adam_epsilon",
+    "additional_target": _SAVED_MODULES,
     "always_save_checkpoint": _SAVE,
     "amp": _PRECISION,
     "amp_dtype": _PRECISION,
@@ -58,6 +69,9 @@ OTHER_NAMES: dict[str, str] = {
     "betas": "write training.adam_beta1 and training.adam_beta2",
     "bf16": _PRECISION,
     "block_size": _LENGTH,
+    "bnb_4bit_compute_dtype": _PRECISION,
+    "bnb_4bit_quant_type": _QUANTISATION,
+    "bnb_4bit_use_double_quant": _QUANTISATION,
     "chat_template": _TEMPLATE,
     "checkpoint": _MODEL,
     "checkpoint_dir": _OUTPUT,
@@ -94,6 +108,7 @@ OTHER_NAMES: dict[str, str] = {
     "decay_lr": _SCHEDULER,
     "dev_file": _DEV,
     "dev_split": _DEV,
+    "double_quantization": _QUANTISATION,
     "dtype": _PRECISION,
     "effective_batch_size": _BATCH,
     "epochs": _EPOCHS,
@@ -114,6 +129,7 @@ OTHER_NAMES: dict[str, str] = {
     "evaluation_strategy": _EVALUATE,
     "field_instruction": _FIELDS,
     "field_output": _FIELDS,
+    "finetuning_type": _ADAPTER,
     "fp16": _PRECISION,
     "global_batch": _BATCH,
     "grad_accum": _LAYOUT,
@@ -130,6 +146,7 @@ OTHER_NAMES: dict[str, str] = {
     "init_from": _MODEL,
     "iterations": _STEPS,
     "keep_last_n": _KEEP,
+    "load_in_4bit": _FOUR_BITS,
     "log_every": _LOG,
     "log_every_n_steps": _LOG,
     "log_every_steps": _LOG,
@@ -139,6 +156,15 @@ OTHER_NAMES: dict[str, str] = {
     "logging_dir": _RUN_NAME,
     "logging_interval": _LOG,
     "logging_steps": _LOG,
+    "lora": _LORA,
+    "lora_alpha": _ALPHA,
+    "lora_modules_to_save": _SAVED_MODULES,
+    "lora_on_cpu": "leave it out: adapters lie where the model does",
+    "lora_r": _RANK,
+    "lora_rank": _RANK,
+    "lora_target": _ADAPTED,
+    "lora_target_linear": _ADAPTED,
+    "lora_target_modules": _ADAPTED,
     "loss_mask": _LOSS,
     "lr": _RATE,
     "lr_decay_iters": _DECAY_STEPS,
@@ -194,6 +220,9 @@ OTHER_NAMES: dict[str, str] = {
     "pad_to_max_length": "leave it out: training.packing: false gives each document a row of its own",
     "pad_token": _PAD,
     "pad_token_id": _PAD,
+    "peft": _ADAPTER,
+    "peft_use_dora": _DORA,
+    "peft_use_rslora": "write adapter.rslora",
     "per_device_eval_batch_size": _ROWS,
     "per_device_train_batch_size": _BATCH,
     "pin_memory": _WORKERS,
@@ -202,7 +231,11 @@ OTHER_NAMES: dict[str, str] = {
     "pretrained_model_name_or_path": _MODEL,
     "project_name": _RUN_NAME,
     "prompt_masking": _LOSS,
+    "qlora": _FOUR_BITS,
+    "quantization": _FOUR_BITS,
+    "quantization_bit": _FOUR_BITS,
     "random_seed": _SEED,
+    "rank": _RANK,
     "report_to": _TRACKING,
     "response_only": _LOSS,
     "resume": _RESUME,
@@ -246,10 +279,17 @@ OTHER_NAMES: dict[str, str] = {
     "train_path": _TRAIN,
     "train_split": _TRAIN,
     "train_steps": _STEPS,
+    "train_type": _ADAPTER,
+    "trainable_token_indices": _TOKEN_ROWS,
     "training_steps": _STEPS,
+    "tuner_type": _ADAPTER,
     "use_amp": _PRECISION,
     "use_cosine": _SCHEDULER,
     "use_cpu": _DEVICE,
+    "use_dora": _DORA,
+    "use_lora": _LORA,
+    "use_peft": _ADAPTER,
+    "use_rslora": "write adapter.rslora",
     "use_wandb": _TRACKING,
     "val_batch_size": _ROWS,
     "val_check_interval": _EVALUATE,
@@ -276,10 +316,8 @@ OTHER_NAMES: dict[str, str] = {
 }
 
 NOT_AVAILABLE = {
-    "adapter",
     "attention_dropout",
     "best_by",
-    "bnb_4bit_quant_type",
     "compile",
     "ddp",
     "deepspeed",
@@ -287,18 +325,11 @@ NOT_AVAILABLE = {
     "fsdp",
     "gradient_checkpointing",
     "label_smoothing",
-    "load_in_4bit",
     "load_in_8bit",
-    "lora",
     "neftune_noise_alpha",
     "patience",
-    "peft",
-    "qlora",
-    "quantization",
     "repeat",
     "torch_compile",
     "use_liger_kernel",
-    "use_lora",
-    "use_peft",
 }
-NOT_AVAILABLE_PREFIXES = ("lora_", "peft_", "bnb_", "fsdp_")
+NOT_AVAILABLE_PREFIXES = ("bnb_", "fsdp_", "loraplus_", "peft_")

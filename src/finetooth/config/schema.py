@@ -22,6 +22,7 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+Names = Annotated[list[Text], Field(min_length=1)]
 OneGPU = Annotated[str, Field(pattern=r"^cuda:(0|[1-9][0-9]?)$", examples=["cuda:1"])]
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
@@ -184,11 +185,44 @@ class TrainingConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the forward and backward pass; parameters stay in fp32. Auto takes what pays here."""
 
-    device: Literal["auto", "cuda", "mps", "cpu"] | OneGPU = "auto"
+    device: Literal["auto", "cuda", "mps", "cpu"] | Names = Annotated[list[Text], Field(min_length=1)]
+OneGPU = "auto"
     """Where to train: auto (cuda, then mps, then cpu), cuda, one GPU of several (cuda:1), mps or cpu."""
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
     """Decides the dev share, the order of the documents, fresh parameters and every other draw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What is trained instead of all parameters: low-rank adapters beside the linear layers of a frozen base."""
+
+    type: Literal["lora", "dora", "qlora"] | None = None
+    """Null trains all parameters. lora: low-rank matrices; dora: these and the length of each output row;
+    qlora: lora on a base that is held in 4 bits (needs finetooth[qlora])."""
+
+    r: Count = 16
+    """Rank of the matrices."""
+
+    alpha: Positive = 32
+    """The product of the matrices is multiplied by alpha / r, or alpha / √r with `rslora`."""
+
+    rslora: bool = False
+    """Whether the product is divided by √r instead of r, which keeps high ranks learning."""
+
+    lora_dropout: Decay = 0.0
+    """Share of the adapters' inputs that a step sets to zero."""
+
+    target_modules: Names | None = None
+    """Names of the linear layers that have adapters, e.g. [q_proj, v_proj]; null: all but the head."""
+
+    modules_to_save: Names | None = None
+    """Names of further modules that are trained as a whole and saved with the adapter,
+    e.g. [embed_tokens, lm_head]."""
+
+    train_tokens: Literal["auto"] | list[Text] = "auto"
+    """Tokens whose rows of embedding and head are trained, besides those that the template added; auto: those
+    of the template that the base model seems never to have learnt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +309,9 @@ class SFTConfig:
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How long, in what portions and with which optimizer settings."""
+
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """What is trained instead of all parameters."""
 
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """How the processes of a run share the work."""

@@ -1,6 +1,6 @@
-"""Residual dropout: some outputs of every attention and feed-forward block are zero in training.
+"""Dropout of residual outputs and of adapters' inputs: in training, some features are zero.
 
-The mask is a hash of (seed, step, document, position in it, block, feature). It is the same however the
+The mask is a hash of (seed, step, document, position in it, place in the model, feature). It is the same however the
 documents are laid out, on any device and any number of ranks, and no random number generator plays a part.
 
 Shapes: B rows, T tokens in a row, D hidden, G groups of four features.
@@ -22,49 +22,81 @@ FEED_FORWARD = ("mlp", "feed_forward", "block_sparse_moe", "mlp_block", "ffn", "
 _LEVELS = 1 << 16
 
 
-class ResidualDropout:
-    """Dropout (Srivastava et al. 2014) on the outputs of the layers' blocks, by forward hooks.
+# Adapters draw far behind the residual outputs, each from a stretch of its own.
+_FIRST_GROUP_OF_ADAPTERS = 1 << 60
+_GROUPS_PER_ADAPTER = 1 << 32
 
-    It acts only within `keyed_by` and where the block is in training mode.
 
-    probability: of an output being zero, to the nearest 1/65536; the others are scaled up in return.
-    Raises ConfigError where a layer's two blocks cannot be told.
+class KeyedDropout:
+    """Dropout (Srivastava et al. 2014) that acts only within `keyed_by`.
+
+    probability: of a feature being zero, to the nearest 1/65536; the others are scaled up in return.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], probability: float):
+    def __init__(self, probability: float):
         self.probability = probability
         self._keys_BT: torch.Tensor | None = None
-        blocks = [block for layer in layers for block in _blocks_of(layer)]
-        for number, block in enumerate(blocks):
-            block.register_forward_hook(partial(self._drop, number))
 
     @contextlib.contextmanager
     def keyed_by(self, keys_BT: torch.Tensor | None) -> Iterator[None]:
-        """Within it, blocks in training mode drop outputs by these keys; by None they drop nothing."""
+        """Within it, modules in training mode drop features by these keys; by None they drop nothing."""
         before, self._keys_BT = self._keys_BT, keys_BT
         try:
             yield
         finally:
             self._keys_BT = before
 
-    def _drop(self, number: int, block: nn.Module, inputs: Any, output: Any) -> Any:
-        if self._keys_BT is None or not block.training or self.probability == 0:
-            return None
-        if isinstance(output, tuple):
-            return (self._dropped(output[0], number, self._keys_BT), *output[1:])
-        return self._dropped(output, number, self._keys_BT)
-
-    def _dropped(self, output_BTD: torch.Tensor, number: int, keys_BT: torch.Tensor) -> torch.Tensor:
+    def dropped(self, features_BTD: torch.Tensor, first_group: int) -> torch.Tensor:
+        """The features, some of them zero; first_group: where the draws begin in each token's stream."""
+        if self._keys_BT is None or self.probability == 0:
+            return features_BTD
         num_dropped = min(_LEVELS - 1, round(self.probability * _LEVELS))
-        bits_BTD = random_bits(keys_BT, number, output_BTD.shape[-1])
+        bits_BTD = random_bits(self._keys_BT, first_group, features_BTD.shape[-1])
         kept_BTD = bits_BTD >= num_dropped - _LEVELS // 2
-        return torch.where(kept_BTD, output_BTD * (_LEVELS / (_LEVELS - num_dropped)), 0)
+        return torch.where(kept_BTD, features_BTD * (_LEVELS / (_LEVELS - num_dropped)), 0)
 
 
-def random_bits(keys_BT: torch.Tensor, block: int, num_features: int) -> torch.Tensor:
+class ResidualDropout(KeyedDropout):
+    """Dropout on the outputs of the layers' blocks, by forward hooks.
+
+    Raises ConfigError where a layer's two blocks cannot be told.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], probability: float):
+        super().__init__(probability)
+        blocks = [block for layer in layers for block in _blocks_of(layer)]
+        for number, block in enumerate(blocks):
+            block.register_forward_hook(partial(self._drop, number))
+
+    def _drop(self, number: int, block: nn.Module, inputs: Any, output: Any) -> Any:
+        if not block.training:
+            return None
+        output_BTD = output[0] if isinstance(output, tuple) else output
+        dropped_BTD = self.dropped(output_BTD, number * num_groups(output_BTD.shape[-1]))
+        return (dropped_BTD, *output[1:]) if isinstance(output, tuple) else dropped_BTD
+
+
+class AdapterDropout(nn.Module):
+    """Dropout on the input of one adapted layer; number: which one of the model."""
+
+    def __init__(self, dropout: KeyedDropout, number: int):
+        super().__init__()
+        self._dropout = dropout
+        self._first_group = _FIRST_GROUP_OF_ADAPTERS + number * _GROUPS_PER_ADAPTER
+
+    def forward(self, features_BTD: torch.Tensor) -> torch.Tensor:
+        """The features; in training mode and within `keyed_by`, some of them are zero."""
+        return self._dropout.dropped(features_BTD, self._first_group) if self.training else features_BTD
+
+
+def num_groups(num_features: int) -> int:
+    """Groups of four features, each of which takes one number of a stream."""
+    return -(-num_features // 4)
+
+
+def random_bits(keys_BT: torch.Tensor, first_group: int, num_features: int) -> torch.Tensor:
     """Even 16-bit numbers, int16 [B, T, D]: the stream of SplitMix64 that starts at each token's key."""
-    num_groups = -(-num_features // 4)
-    counters = torch.arange(block * num_groups, (block + 1) * num_groups, device=keys_BT.device) + 1
+    counters = first_group + 1 + torch.arange(num_groups(num_features), device=keys_BT.device)
     values_BTG = keys_BT[..., None] + counters * _signed(0x9E3779B97F4A7C15)
     _fold(values_BTG, 30).mul_(_signed(0xBF58476D1CE4E5B9))
     _fold(values_BTG, 27).mul_(_signed(0x94D049BB133111EB))

@@ -1,6 +1,6 @@
 """Cross-entropy as a weighted sum over target positions, in float32, without ever holding all logits.
 
-Shapes: B rows, T tokens in a row, N targets, D hidden, V vocabulary.
+Shapes: B rows, T tokens in a row, N targets, D hidden, V vocabulary, R rows of the head that are trained alone.
 """
 
 from dataclasses import dataclass
@@ -57,6 +57,17 @@ class LogitTransform:
         return gradient * self.scale if self.scale != 1.0 else gradient
 
 
+@dataclass(frozen=True, slots=True)
+class TrainedRows:
+    """Rows that stand in for those of a frozen head, as an adapter trains them.
+
+    numbers_R: int64, which rows; values_RD: their values.
+    """
+
+    numbers_R: torch.Tensor
+    values_RD: torch.Tensor
+
+
 def head_loss(
     hidden_ND: torch.Tensor,
     weight_VD: torch.Tensor,
@@ -64,12 +75,14 @@ def head_loss(
     targets_N: torch.Tensor,
     loss_weights_N: torch.Tensor,
     *,
+    rows: TrainedRows | None = None,
     transform: LogitTransform | None = None,
     gradient_scale: float = 1.0,
 ) -> torch.Tensor:
     """The weighted sum of the targets' cross-entropies, straight from the hidden states.
 
     hidden_ND: the hidden state each target is predicted from; weight_VD, bias_V: the head;
+    rows: replace some of the head's, whose gradient alone is then taken;
     gradient_scale: the factor the caller will multiply the loss by before `backward` (fp16's loss
     scale); it enters here because gradients are taken in the forward pass, in the compute type.
     Returns a scalar, float32 (float64 for float64 inputs). Without targets it is 0 and stays attached
@@ -82,9 +95,11 @@ def head_loss(
         gradient_scale=gradient_scale,
         compute_dtype=torch.get_autocast_dtype(device_type) if under_autocast else hidden_ND.dtype,
         take_gradients=torch.is_grad_enabled(),
+        row_numbers_R=None if rows is None else rows.numbers_R,
     )
+    rows_RD = None if rows is None else rows.values_RD
     with torch.autocast(device_type, enabled=False):
-        return _HeadLoss.apply(hidden_ND, weight_VD, bias_V, targets_N, loss_weights_N, options)  # pyright: ignore[reportReturnType]
+        return _HeadLoss.apply(hidden_ND, weight_VD, bias_V, rows_RD, targets_N, loss_weights_N, options)  # pyright: ignore[reportReturnType]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +108,7 @@ class _Options:
     gradient_scale: float
     compute_dtype: torch.dtype
     take_gradients: bool
+    row_numbers_R: torch.Tensor | None
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -104,19 +120,24 @@ class _HeadLoss(torch.autograd.Function):
         hidden_ND: torch.Tensor,
         weight_VD: torch.Tensor,
         bias_V: torch.Tensor | None,
+        rows_RD: torch.Tensor | None,
         targets_N: torch.Tensor,
         loss_weights_N: torch.Tensor,
         options: _Options,
     ) -> torch.Tensor:
         wide = torch.promote_types(options.compute_dtype, torch.float32)
-        wants_hidden, wants_weight, wants_bias = (
-            wanted and options.take_gradients for wanted in ctx.needs_input_grad[:3]
+        wants_hidden, wants_weight, wants_bias, wants_rows = (
+            wanted and options.take_gradients for wanted in ctx.needs_input_grad[:4]
         )
         # Casting here rather than outside lets the gradient of the head leave in its accumulation type.
         narrow_weight_VD = weight_VD.to(options.compute_dtype)
+        if rows_RD is not None:
+            narrow_rows_RD = rows_RD.to(options.compute_dtype)
+            narrow_weight_VD = narrow_weight_VD.index_copy(0, options.row_numbers_R, narrow_rows_RD)
         hidden_gradient = torch.zeros_like(hidden_ND) if wants_hidden else None
         weight_gradient = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
         bias_gradient = torch.zeros_like(bias_V, dtype=wide) if wants_bias and bias_V is not None else None
+        rows_gradient = torch.zeros_like(rows_RD, dtype=wide) if wants_rows and rows_RD is not None else None
         loss_sum = torch.zeros((), dtype=wide, device=hidden_ND.device)
         chunk_logits = CHUNK_LOGITS.get(hidden_ND.device.type, CHUNK_LOGITS_ELSEWHERE)
         chunk_rows = max(1, min(MAX_CHUNK_ROWS, chunk_logits // weight_VD.shape[0]))
@@ -137,12 +158,15 @@ class _HeadLoss(torch.autograd.Function):
             gradient_NV = gradient_NV.to(options.compute_dtype)
             if hidden_gradient is not None:
                 hidden_gradient[rows] = (gradient_NV @ narrow_weight_VD) * factor_N1
+            scaled_ND = (narrow_hidden_ND * factor_N1).to(options.compute_dtype)
             if weight_gradient is not None:
-                scaled_ND = (narrow_hidden_ND * factor_N1).to(options.compute_dtype)
                 _add_product(weight_gradient, gradient_NV.T, scaled_ND)
-        ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
+            if rows_gradient is not None:
+                _add_product(rows_gradient, gradient_NV[:, options.row_numbers_R].T, scaled_ND)
+        ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient, rows_gradient)
         ctx.gradient_scale = options.gradient_scale
-        ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
+        given = (hidden_ND, weight_VD, bias_V, rows_RD)
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in given]
         return loss_sum
 
     @staticmethod
