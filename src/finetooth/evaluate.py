@@ -13,12 +13,12 @@ from finetooth.base.errors import ConfigError, problem
 from finetooth.base.files import write_atomically
 from finetooth.base.terminal import plain_text
 from finetooth.config.load import load_config
-from finetooth.config.schema import ModelConfig, SFTConfig
+from finetooth.config.schema import SFTConfig
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.evaluation.dev_loss import measure_losses, sample_documents
 from finetooth.evaluation.exact_match import Answered, answer_documents, share
-from finetooth.evaluation.speaker import knows_tokens, model_folder
-from finetooth.model.load import load_policy, refuse_misfits
+from finetooth.evaluation.speaker import knows_tokens, load_target
+from finetooth.model.load import refuse_misfits
 from finetooth.model.policy import PolicyModel
 from finetooth.model.vocabulary import add_rows
 from finetooth.training.run_directory import told_time
@@ -36,7 +36,7 @@ def evaluate(
     config = config or _own_config(target)
     devices = DeviceManager(config.training.device, config.training.precision)
     prepared = prepare_data(config, console=console, now=told_time(Path(target)))
-    policy = load_policy(ModelConfig(path=model_folder(target)), devices=devices, place="command line")
+    policy = load_target(target, devices=devices)
     if not knows_tokens(target, prepared.template):
         add_rows(policy, prepared.template)
     refuse_misfits(policy, prepared.tokenizer, longest_document=prepared.longest_document)

@@ -15,14 +15,13 @@ from finetooth.base.distributed import Notices, Ranks, joined, ranks_of_environm
 from finetooth.base.errors import FinetoothError, Stopped, problem
 from finetooth.base.stopping import StopRequest
 from finetooth.base.terminal import print_line
-from finetooth.config.schema import ModelConfig, SFTConfig
+from finetooth.config.schema import SFTConfig
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.data.records import DocumentSource
 from finetooth.data.subset import Subset
 from finetooth.data.templates.template import Template
-from finetooth.model.load import load_policy
 from finetooth.model.policy import PolicyModel
-from finetooth.model.vocabulary import add_rows, find_untrained
+from finetooth.model.start import resume_policy, start_policy
 from finetooth.reporting.model_card import model_card
 from finetooth.reporting.run_facts import read_facts
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager
@@ -109,13 +108,7 @@ def _train(
     train_documents, dev_documents = _documents(prepared, overfit)
     with ranks.agreeing("loading the model"):
         checkpoint = _checkpoint(config, resume, ranks, console)
-        policy = load_policy(
-            _base(config, checkpoint),
-            devices=devices,
-            seed=config.training.seed,
-            must_pack=config.training.packing is True,
-        )
-        notes = _note_tokens(policy, prepared.template, config, checkpoint)
+        policy, notes = _policy(config, prepared.template, checkpoint, devices)
     with ranks.agreeing("setting up"):
         trainer = SFTTrainer(
             config,
@@ -230,27 +223,19 @@ def _checkpoint(config: SFTConfig, resume: Resume, ranks: Ranks, console: Consol
     return checkpoint
 
 
-def _base(config: SFTConfig, checkpoint: Checkpoint | None) -> ModelConfig:
-    """A resumed run loads its parameters from the checkpoint, in the form transformers saved them."""
-    return config.model if checkpoint is None else ModelConfig(path=str(checkpoint.folder))
-
-
-def _note_tokens(
-    policy: PolicyModel, template: Template, config: SFTConfig, checkpoint: Checkpoint | None
-) -> dict[str, Any]:
-    """Gives tokens that the template added their rows; what environment.json says of the template.
-
-    A policy from a checkpoint has these rows already, trained: there, what was noted at first stands.
-    """
+def _policy(
+    config: SFTConfig, template: Template, checkpoint: Checkpoint | None, devices: DeviceManager
+) -> tuple[PolicyModel, dict[str, Any]]:
+    """The policy, and what environment.json says of the template: when resumed, what was noted at first."""
     if checkpoint is not None:
-        return template_notes(Path(config.output_dir))
-    add_rows(policy, template)
-    is_base = config.model.path is not None
-    return {
+        policy = resume_policy(config, template, checkpoint.folder, devices=devices)
+        return policy, template_notes(Path(config.output_dir))
+    policy, tokens = start_policy(config, template, devices=devices)
+    return policy, {
         "name": template.name,
         "now": template.now.isoformat() if template.date_formats else None,
-        "added_tokens": list(template.added_tokens),
-        "untrained_tokens": list(find_untrained(policy, template)) if is_base else [],
+        "added_tokens": list(tokens.added),
+        "untrained_tokens": list(tokens.untrained),
     }
 
 
@@ -267,8 +252,8 @@ def _announce_tokens(console: Console, notes: dict[str, Any]) -> None:
 
 
 def _announce(console: Console, trainer: SFTTrainer, checkpoint: Checkpoint | None) -> None:
-    schedule, total = trainer.schedule, sum(p.numel() for p in trainer.policy.parameters())
-    lines = [f"{total / 1e6:,.1f}M parameters on {trainer.devices.describe()}"]
+    schedule = trainer.schedule
+    lines = [f"{_parameters_in_words(trainer.policy)} on {trainer.devices.describe()}"]
     lines += [f"{schedule.num_steps} steps over {schedule.num_documents:,} documents"]
     if checkpoint is not None:
         done = checkpoint.state.next_step - 1
@@ -280,6 +265,13 @@ def _announce(console: Console, trainer: SFTTrainer, checkpoint: Checkpoint | No
         kind = type(trainer.policy.model).__name__
         remedy = "each document has a row of its own, which costs speed alone"
         print_line(console, problem(kind, trainer.policy.why_not_packed, remedy))
+
+
+def _parameters_in_words(policy: PolicyModel) -> str:
+    num_all, num_trained = policy.num_parameters(), policy.num_parameters(trained=True)
+    if policy.adapter is None:
+        return f"{num_all / 1e6:,.1f}M parameters"
+    return f"{num_trained:,} trained parameters ({num_trained / num_all:.2%} of {num_all / 1e6:,.1f}M)"
 
 
 def _figures(

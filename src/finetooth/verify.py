@@ -26,9 +26,9 @@ from finetooth.config.schema import SFTConfig
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.data.records import DocumentSource
 from finetooth.data.subset import Subset
-from finetooth.model.load import load_policy, refuse_misfits
+from finetooth.model.load import refuse_misfits
 from finetooth.model.policy import PolicyModel
-from finetooth.model.vocabulary import add_rows
+from finetooth.model.start import start_policy
 from finetooth.reporting.mask_proof import prove_masks
 from finetooth.reporting.verdicts import Verdict, skipped, verdicts_table
 from finetooth.training.equivalence import (
@@ -155,13 +155,7 @@ def _judge_steps(
     devices: DeviceManager,
     folder: Path,
 ) -> tuple[list[Verdict], _Measured]:
-    policy = load_policy(
-        config.model,
-        devices=devices,
-        seed=config.training.seed,
-        must_pack=config.training.packing is True,
-    )
-    add_rows(policy, prepared.template)
+    policy, _ = start_policy(config, prepared.template, devices=devices)
     refuse_misfits(policy, prepared.tokenizer, longest_document=prepared.longest_document)
     policy.train()
     started = time.perf_counter()
@@ -180,7 +174,7 @@ def _judge_steps(
     what = "logits: in memory after an update, of final/ in plain transformers"
     verdicts.append(_verdict("reload", reload, 1e-6, what))
     shutil.rmtree(folder / "final")
-    return verdicts, _Measured(sum(p.numel() for p in policy.parameters()), seconds)
+    return verdicts, _Measured(policy.num_parameters(), seconds)
 
 
 def _judge_layouts(

@@ -50,7 +50,9 @@ _RANK = "write adapter.r"
 _ALPHA = "write adapter.alpha"
 _ADAPTED = "write adapter.target_modules; null means all linear layers but the head"
 _SAVED_MODULES = "write adapter.modules_to_save"
-_TOKEN_ROWS = "write adapter.train_tokens, names of tokens; those that the template added are always trained"
+_TRAINED_ROWS = (
+    "write adapter.train_tokens, names of tokens; those that the template added are always trained"
+)
 _TRACKING = "leave it out: metrics are written to metrics.jsonl in output_dir"
 
 OTHER_NAMES: dict[str, str] = {
@@ -280,7 +282,7 @@ OTHER_NAMES: dict[str, str] = {
     "train_split": _TRAIN,
     "train_steps": _STEPS,
     "train_type": _ADAPTER,
-    "trainable_token_indices": _TOKEN_ROWS,
+    "trainable_token_indices": _TRAINED_ROWS,
     "training_steps": _STEPS,
     "tuner_type": _ADAPTER,
     "use_amp": _PRECISION,

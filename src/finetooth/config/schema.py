@@ -185,8 +185,7 @@ class TrainingConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the forward and backward pass; parameters stay in fp32. Auto takes what pays here."""
 
-    device: Literal["auto", "cuda", "mps", "cpu"] | Names = Annotated[list[Text], Field(min_length=1)]
-OneGPU = "auto"
+    device: Literal["auto", "cuda", "mps", "cpu"] | OneGPU = "auto"
     """Where to train: auto (cuda, then mps, then cpu), cuda, one GPU of several (cuda:1), mps or cpu."""
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
@@ -195,7 +194,7 @@ OneGPU = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """What is trained instead of all parameters: low-rank adapters beside the linear layers of a frozen base."""
+    """What is trained in place of all parameters: low-rank matrices beside a frozen base's linear layers."""
 
     type: Literal["lora", "dora", "qlora"] | None = None
     """Null trains all parameters. lora: low-rank matrices; dora: these and the length of each output row;

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError, problem
+from finetooth.config.load import load_config
 from finetooth.config.schema import ModelConfig
 from finetooth.data.records import Message
 from finetooth.data.templates.template import Template, encode_prompt, resolve_template
@@ -58,6 +59,14 @@ def model_folder(target: str) -> str:
     return str(path / "final")
 
 
+def load_target(target: str, *, devices: DeviceManager) -> PolicyModel:
+    """The policy of a run, on a base in 4 bits where it was trained on one, or the model of a folder."""
+    settings = Path(target) / "config.yaml"
+    adapter = load_config(settings).adapter.type if settings.is_file() else None
+    model = ModelConfig(path=model_folder(target))
+    return load_policy(model, devices=devices, place="command line", frozen_for=adapter)
+
+
 def knows_tokens(target: str, template: Template) -> bool:
     """Whether a run's policy or a model has its own rows for the tokens that the template added.
 
@@ -80,6 +89,4 @@ def open_speaker(target: str, *, devices: DeviceManager | None = None) -> Speake
     tokenizer = load_tokenizer(folder, place="command line")
     name = "auto" if tokenizer.chat_template is not None else "concat"
     template = resolve_template(name, tokenizer)
-    return Speaker(
-        load_policy(ModelConfig(path=folder), devices=devices, place="command line"), template, devices
-    )
+    return Speaker(load_target(target, devices=devices), template, devices)

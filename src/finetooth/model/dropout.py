@@ -1,7 +1,8 @@
 """Dropout of residual outputs and of adapters' inputs: in training, some features are zero.
 
-The mask is a hash of (seed, step, document, position in it, place in the model, feature). It is the same however the
-documents are laid out, on any device and any number of ranks, and no random number generator plays a part.
+The mask is a hash of (seed, step, document, position in it, place in the model, feature). It is the same
+however the documents are laid out, on any device and any number of ranks; no random number generator plays
+a part.
 
 Shapes: B rows, T tokens in a row, D hidden, G groups of four features.
 """

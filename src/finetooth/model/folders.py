@@ -1,5 +1,6 @@
 """A base model as transformers has it: parameters from a folder of safetensors, or fresh ones."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ from finetooth.model.model_config import UNUSABLE, first_line, read_config
 from finetooth.model.weight_files import Extent, examine_weight_files, some_names
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
+ADAPTER_CONFIG = "adapter_config.json"
 # What a config.json may exceed its files by, so that a few missing parameters are told by their names.
 _FEW_LAYERS, _SLACK = 1000, 1 << 20
 
 
-def load_folder(name: str, place: str) -> PreTrainedModel:
-    """The model of a folder or hub name, with float32 parameters on the CPU.
+def load_folder(
+    name: str, place: str, *, dtype: torch.dtype = torch.float32, options: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
+    """The model of a folder or hub name, on the CPU.
 
-    place: what names the model, for messages. Raises ConfigError for one that is absent or incomplete.
+    place: what names the model, for messages. options: more for transformers' `from_pretrained`.
+    Raises ConfigError for a model that is absent or incomplete.
     """
     folder = local_folder(name, place=place, required=("config.json", "*.safetensors"), patterns=MODEL_FILES)
     config = read_config(folder / "config.json", place)
@@ -29,12 +34,13 @@ def load_folder(name: str, place: str) -> PreTrainedModel:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **(options or {}),
         )
     except (OSError, *UNUSABLE) as error:
         raise ConfigError(
@@ -63,6 +69,12 @@ def load_folder(name: str, place: str) -> PreTrainedModel:
     if problems:
         raise ConfigError(problems)
     return model
+
+
+def adapter_folder(name: str | None) -> Path | None:
+    """The folder of that name where it holds an adapter rather than a model, else None."""
+    folder = Path(name or "").expanduser()
+    return folder if name and (folder / ADAPTER_CONFIG).is_file() else None
 
 
 def build_fresh(path: Path, place: str, *, seed: int) -> PreTrainedModel:

@@ -1,6 +1,7 @@
 """Loads a policy, or builds one from fresh parameters, and proves that it computes what it should."""
 
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -9,11 +10,14 @@ from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError, problem
 from finetooth.config.schema import ModelConfig
 from finetooth.data.tokenizer.tokenizer import Tokenizer
-from finetooth.model.folders import build_fresh, load_folder
+from finetooth.model import four_bits
+from finetooth.model.folders import adapter_folder, build_fresh, load_folder
 from finetooth.model.isolation import settle_packing
 from finetooth.model.policy import PolicyModel
 from finetooth.model.quiet import quiet_transformers
 from finetooth.model.vocabulary import find_misfit
+
+AdapterKind = Literal["lora", "dora", "qlora"]
 
 
 def load_policy(
@@ -23,25 +27,58 @@ def load_policy(
     seed: int = 42,
     place: str | None = None,
     must_pack: bool = False,
+    frozen_for: AdapterKind | None = None,
 ) -> PolicyModel:
-    """A policy with float32 parameters on the device, proved to compute documents exactly.
+    """A policy on the device, proved to compute documents exactly.
 
     model: `path`, a folder or hub name (parameters from safetensors; no code from the repository is
-    run), or `from_config`, a config.json for fresh parameters drawn with the seed.
+    run), or `from_config`, a config.json for fresh parameters drawn with the seed. A folder with an adapter
+    gives its base with the adapter in it.
     Every dropout in the model's own config is set to 0. place: what names the model, for messages.
     must_pack: whether documents must be able to share a row; see `settle_packing`.
+    frozen_for: the kind of adapter that is trained in place of the parameters. These are float32; frozen
+    ones are in the type that the devices compute in, or in 4 bits for qlora.
     Raises ConfigError for a model that is absent, incomplete, or not computed exactly by finetooth.
     """
     place = place or ("model.path" if model.path else "model.from_config")
+    adapter = adapter_folder(model.path)
+    if adapter is not None:
+        return _load_adapted(adapter, place, devices=devices, must_pack=must_pack, kind=frozen_for or "lora")
     with quiet_transformers():
         if model.path is not None:
-            loaded = load_folder(model.path, place)
+            loaded = _load_base(model.path, place, devices=devices, frozen_for=frozen_for)
         else:
             assert model.from_config is not None, "the config's validation asks for one of the two"
             loaded = build_fresh(Path(model.from_config), place, seed=seed)
     _refuse_what_is_not_computed(loaded, place)
     policy = PolicyModel(loaded.to(devices.device))  # pyright: ignore[reportArgumentType]
     settle_packing(policy, devices=devices, place=place, must_pack=must_pack)
+    return policy
+
+
+def _load_base(
+    path: str, place: str, *, devices: DeviceManager, frozen_for: AdapterKind | None
+) -> PreTrainedModel:
+    if frozen_for is None:
+        return load_folder(path, place)
+    options = four_bits.loading_options(devices) if frozen_for == "qlora" else {}
+    loaded = load_folder(path, place, dtype=devices.compute_dtype, options=options)
+    four_bits.keep_packing(loaded)
+    return loaded
+
+
+def _load_adapted(
+    folder: Path, place: str, *, devices: DeviceManager, must_pack: bool, kind: AdapterKind
+) -> PolicyModel:
+    from finetooth.model.adapters import read_adapter, read_adapter_config  # loads peft, which takes seconds
+
+    base = ModelConfig(path=read_adapter_config(folder, place=place).base_model_name_or_path)
+    if adapter_folder(base.path) is not None:
+        fact, remedy = f"{folder}: its base {base.path} is an adapter as well", "merge that one first"
+        raise ConfigError(problem(place, fact, remedy))
+    base_place = f"{place}: base of {folder}"
+    policy = load_policy(base, devices=devices, place=base_place, must_pack=must_pack, frozen_for=kind)
+    policy.adapter = read_adapter(policy.model, folder, place=place)
     return policy
 
 

@@ -1,6 +1,7 @@
 """Cross-entropy as a weighted sum over target positions, in float32, without ever holding all logits.
 
-Shapes: B rows, T tokens in a row, N targets, D hidden, V vocabulary, R rows of the head that are trained alone.
+Shapes: B rows, T tokens in a row, N targets, D hidden, V vocabulary, R trained rows of a frozen
+head.
 """
 
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ class _HeadLoss(torch.autograd.Function):
         )
         # Casting here rather than outside lets the gradient of the head leave in its accumulation type.
         narrow_weight_VD = weight_VD.to(options.compute_dtype)
-        if rows_RD is not None:
+        if rows_RD is not None and options.row_numbers_R is not None:
             narrow_rows_RD = rows_RD.to(options.compute_dtype)
             narrow_weight_VD = narrow_weight_VD.index_copy(0, options.row_numbers_R, narrow_rows_RD)
         hidden_gradient = torch.zeros_like(hidden_ND) if wants_hidden else None

@@ -7,7 +7,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,9 +18,12 @@ from finetooth.base.errors import ConfigError, problem
 from finetooth.batching.collate import Batch
 from finetooth.data.records import IGNORED_LABEL
 from finetooth.model.attention import IMPLEMENTATION
-from finetooth.model.dropout import ResidualDropout
+from finetooth.model.dropout import KeyedDropout, ResidualDropout
 from finetooth.model.loss import LogitTransform, head_loss, sft_loss
 from finetooth.model.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    from finetooth.model.adapters import Adapter  # loads peft, which takes seconds
 
 
 class PolicyModel(nn.Module):
@@ -31,12 +34,14 @@ class PolicyModel(nn.Module):
 
     model:          any transformers causal LM; `load_policy` loads one and proves it to be computed exactly.
     why_not_packed: why documents of this model cannot share a row; None where they can.
+    adapter:        what alone is trained of the model; None where all of it is.
     """
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
         self.why_not_packed: str | None = None  # settled by `load_policy`
+        self.adapter: Adapter | None = None
         self._dropout: ResidualDropout | None = None
         self._own_attention: str = model.config._attn_implementation or "eager"
         self._logit_transform = _logit_transform(model.config)
@@ -51,6 +56,15 @@ class PolicyModel(nn.Module):
         """The layers of the backbone: the longest list of modules that lies in no other list."""
         return list(max(_outermost_lists(self.model), key=len))
 
+    def num_parameters(self, *, trained: bool = False) -> int:
+        """How many parameters the model has, an adapter's included; or how many of them are trained."""
+        return self.model.num_parameters(only_trainable=trained)
+
+    @property
+    def drops(self) -> bool:
+        """Whether outputs or adapters' inputs are dropped in training, for which batches need keys."""
+        return any(dropout.probability > 0 for dropout in self._dropouts)
+
     def set_dropout(self, probability: float) -> None:
         """Drops outputs of the layers' blocks wherever a batch has `dropout_keys_BT`, in training mode.
 
@@ -64,7 +78,7 @@ class PolicyModel(nn.Module):
     @property
     def vocab_size(self) -> int:
         """V: rows of the embedding, at least as many as the tokenizer has entries."""
-        embedding = self.model.get_input_embeddings()
+        embedding = self._plain(self.model.get_input_embeddings())
         assert isinstance(embedding, nn.Embedding), "load_policy refuses models without an embedding"
         return embedding.num_embeddings
 
@@ -128,25 +142,38 @@ class PolicyModel(nn.Module):
     def save_pretrained(self, folder: str | Path, *, state: dict[str, torch.Tensor] | None = None) -> None:
         """Writes config.json, generation_config.json and safetensors, as plain transformers loads them.
 
-        state: the parameters, where the model itself holds only a part of each.
+        state: the parameters, where the model itself holds only a part of each. Of a policy with an adapter,
+        the adapter is written, as plain peft loads it.
         """
+        if self.adapter is not None:
+            self.adapter.save(Path(folder))
+            return
         with self.own_attention(), quiet_transformers():
             self.model.save_pretrained(folder, state_dict=state)
 
     def settings_files(self) -> dict[str, bytes]:
-        """What config.json and generation_config.json hold, by file name."""
+        """What config.json (or adapter_config.json) and generation_config.json hold, by file name."""
         model = self.model
         with self.own_attention(), quiet_transformers():
-            model.config.dtype = str(model.dtype).removeprefix("torch.")
-            model.config.architectures = [type(model).__name__]
-            files = {"config.json": model.config.to_json_string().encode()}
+            if self.adapter is not None:
+                files = self.adapter.settings_files()
+            else:
+                model.config.dtype = str(model.dtype).removeprefix("torch.")
+                model.config.architectures = [type(model).__name__]
+                files = {"config.json": model.config.to_json_string().encode()}
             if model.generation_config is not None:
                 text = model.generation_config.to_json_string(keys_to_pop=["compile_config"])
                 files["generation_config.json"] = text.encode()
         return files
 
     def frozen_copy(self) -> "PolicyModel":
-        """An independent copy that is not trained: the reference that preference learning starts from."""
+        """The reference that preference learning starts from, which is not trained.
+
+        An independent copy; with an adapter, the base itself: it computes with the adapter switched off,
+        shares the policy's memory and has no parameters of its own.
+        """
+        if self.adapter is not None:
+            return BaseOfPolicy(self)
         return copy.deepcopy(self).requires_grad_(False).eval()
 
     @contextlib.contextmanager
@@ -167,10 +194,27 @@ class PolicyModel(nn.Module):
         finally:
             self.model.set_attn_implementation(before)
 
+    def _plain(self, module: nn.Module) -> nn.Module:
+        """An embedding or head, behind what an adapter wraps around it."""
+        return module if self.adapter is None else self.adapter.plain_module(module)
+
+    @property
+    def _dropouts(self) -> list[KeyedDropout]:
+        return [dropout for dropout in (self._dropout, self.adapter and self.adapter.dropout) if dropout]
+
+    @contextlib.contextmanager
+    def _dropping(self, batch: Batch) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for dropout in self._dropouts:
+                stack.enter_context(dropout.keyed_by(batch.dropout_keys_BT))
+            yield
+
     def _loss_sum(self, batch: Batch, gradient_scale: float) -> torch.Tensor:
-        with self._dropout.keyed_by(batch.dropout_keys_BT) if self._dropout else contextlib.nullcontext():
+        with self._dropping(batch):
             hidden_BTD = self.hidden_states(batch)
-        head = self.model.get_output_embeddings()
+        wrapped = self.model.get_output_embeddings()
+        assert wrapped is not None, "load_policy refuses models without a head"
+        head = self._plain(wrapped)
         assert isinstance(head, nn.Linear), "the head is a linear layer; load_policy refuses other models"
         return head_loss(
             hidden_BTD.flatten(0, 1)[batch.target_sources_N],
@@ -178,9 +222,57 @@ class PolicyModel(nn.Module):
             head.bias,
             batch.targets_N,
             batch.loss_weights_N,
+            rows=self.adapter.trained_rows(wrapped) if self.adapter else None,
             transform=self._logit_transform,
             gradient_scale=gradient_scale,
         )
+
+
+class BaseOfPolicy(PolicyModel):
+    """The base of a policy with an adapter: the same model, computed with the adapter switched off."""
+
+    def __init__(self, policy: PolicyModel):
+        nn.Module.__init__(self)
+        # Not a submodule: the parameters are the policy's, and neither moved nor trained from here.
+        self.__dict__.update({name: value for name, value in vars(policy).items() if name not in vars(self)})
+        self.__dict__["model"] = policy.model
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor | CausalLMOutput:
+        """As `PolicyModel.forward`, without gradients."""
+        with self._as_base():
+            return super().forward(*args, **kwargs)
+
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """As `PolicyModel.hidden_states`, without gradients."""
+        with self._as_base():
+            return super().hidden_states(batch)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `PolicyModel.generate`."""
+        with self._as_base():
+            return super().generate(*args, **kwargs)
+
+    def save_pretrained(self, folder: str | Path, *, state: dict[str, torch.Tensor] | None = None) -> None:
+        """Raises ConfigError: the base stands where the policy's adapter names it."""
+        assert self.adapter is not None
+        fact = "it is the base that the policy was made of"
+        raise ConfigError(problem("save_pretrained", fact, f"copy {self.adapter.base_name}"))
+
+    def frozen_copy(self) -> PolicyModel:
+        """Itself, as nothing trains it."""
+        return self
+
+    @contextlib.contextmanager
+    def _as_base(self) -> Iterator[None]:
+        assert self.adapter is not None
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), self.adapter.switched_off():
+                yield
+        finally:
+            self.model.train(was_training)
 
 
 def _require_own_rows(batch: Batch) -> None:

@@ -78,13 +78,17 @@ def save_policy(policy: PolicyModel, folder: Path, ranks: Ranks) -> dict[str, Fi
 
 
 def gather_policy(policy: PolicyModel, ranks: Ranks, *, copy: bool = False) -> Contents:
-    """Parameters and settings of a policy; every rank must ask.
+    """Parameters and settings of a policy, or of its adapter; every rank must ask.
 
     copy: the tensors stay as they are now when the policy is trained on.
     """
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             cast(FSDPModule, module).reshard()  # after a forward pass, some would be whole or empty
+    if policy.adapter is not None:
+        tensors = policy.adapter.tensors()
+        contents = gather_tensors(tensors, "adapter_model", ranks, copy=copy, in_one_file=True)
+        return contents | Contents({}, policy.settings_files() if ranks.is_first else {}, 0)
     state = dict(policy.model.named_parameters())
     persistent = policy.model.state_dict().keys()
     state |= {name: buffer for name, buffer in policy.model.named_buffers() if name in persistent}
@@ -100,13 +104,21 @@ def gather_policy(policy: PolicyModel, ranks: Ranks, *, copy: bool = False) -> C
 
 
 def gather_tensors(
-    tensors: Mapping[str, torch.Tensor], stem: str, ranks: Ranks, *, copy: bool = False
+    tensors: Mapping[str, torch.Tensor],
+    stem: str,
+    ranks: Ranks,
+    *,
+    copy: bool = False,
+    in_one_file: bool = False,
 ) -> Contents:
     """Tensors for one file where no rank holds only parts, else for one file per rank and an index.
 
+    in_one_file: rank 0 writes all, also where ranks hold parts.
+
     Every rank must give the same names in the same order.
     """
-    num_files = ranks.world_size if any(isinstance(tensor, DTensor) for tensor in tensors.values()) else 1
+    is_dealt = not in_one_file and any(isinstance(tensor, DTensor) for tensor in tensors.values())
+    num_files = ranks.world_size if is_dealt else 1
     num_bytes = [0] * num_files
     writers: dict[str, int] = {}
     kept: dict[str, torch.Tensor] = {}

@@ -14,7 +14,7 @@ from typing import Any
 
 from finetooth.base.errors import ConfigError, problem
 from finetooth.batching.schedule import Schedule
-from finetooth.config.schema import ModelConfig, SFTConfig, TrainingConfig
+from finetooth.config.schema import AdapterConfig, ModelConfig, SFTConfig, TrainingConfig
 from finetooth.data.records import DocumentSource
 from finetooth.data.templates.template import Template
 from finetooth.training.checkpoint import Checkpoint
@@ -64,6 +64,7 @@ def identity_of(
         NUM_STEPS: schedule.num_steps,
         "steps of warm-up": warmup_steps,
         "precision": precision,
+        **_adapter(config.adapter),
         **{
             f"training.{name}": value
             for name, value in settings.items()
@@ -71,6 +72,13 @@ def identity_of(
         },
     }
     return json.loads(json.dumps(identity))
+
+
+def _adapter(adapter: AdapterConfig) -> dict[str, Any]:
+    """What is trained in place of all parameters; without an adapter, none of its settings is read."""
+    settings = asdict(adapter)
+    read = settings if adapter.type is not None else {"type": None}
+    return {f"adapter.{name}": value for name, value in read.items()}
 
 
 def changes_since(checkpoint: Checkpoint, here: dict[str, Any]) -> list[Change]:

@@ -23,9 +23,9 @@ from finetooth.config.schema import SFTConfig
 from finetooth.data.preparation import prepare_data
 from finetooth.data.records import DocumentSource
 from finetooth.data.templates.template import Template
-from finetooth.model.load import load_policy, refuse_misfits
+from finetooth.model.load import refuse_misfits
 from finetooth.model.policy import PolicyModel
-from finetooth.model.vocabulary import add_rows
+from finetooth.model.start import start_policy
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager, TrainingState, restore_optimizer
 from finetooth.training.examination import Examination, in_words
 from finetooth.training.guards import REMEMBERED_LOSSES, highest_losses, usual_loss
@@ -104,14 +104,7 @@ class SFTTrainer:
         self.dev_documents = dev
         self.template = template
         if policy is None:
-            policy = load_policy(
-                config.model,
-                devices=self.devices,
-                seed=config.training.seed,
-                must_pack=config.training.packing is True,
-            )
-            if template is not None:
-                add_rows(policy, template)
+            policy, _ = start_policy(config, template, devices=self.devices)
         self.policy = policy
         policy.set_dropout(config.training.dropout)
         layout = layout_of(config.training, can_pack=policy.why_not_packed is None)

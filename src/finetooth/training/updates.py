@@ -127,7 +127,7 @@ class Updates:
             raise NonFiniteError([*error.problems, culprits]) from None
 
     def _batch(self, rows: list[Row], step: int) -> Batch:
-        draw = (self.training.seed, step) if self.training.dropout else None
+        draw = (self.training.seed, step) if self.shared.policy.drops else None
         return collate(rows, self.documents, row_multiple=self._row_multiple, dropout_draw=draw)
 
     def _largest_that_fails(self, layout: Layout, first: int) -> LargestPass | None:
