@@ -57,8 +57,8 @@ def test_a_bare_key_means_the_only_setting_of_that_name(key: str, found: str | U
                 "write training.global_batch_size, the documents per update over all devices",
             ),
         ),
-        ("model.lora_r", Unknown("model.lora_r: not available in this version", "leave it out")),
-        ("adapter", Unknown("adapter: not available in this version", "leave it out")),
+        ("model.lora_r", Unknown("model.lora_r: not a name used here", "write adapter.r")),
+        ("model.deepspeed", Unknown("model.deepspeed: not available in this version", "leave it out")),
         ("logging.zzzzzz", Unknown("logging.zzzzzz: unknown key", "the keys here are every, spikes")),
         (
             "zzzzzz",
@@ -85,7 +85,7 @@ def test_no_other_name_is_one_of_ours():
 
 @pytest.mark.parametrize("name", OTHER_NAMES)
 def test_every_setting_named_by_a_remedy_exists(name: str):
-    named = re.findall(r"\b(?:model|data|training|evaluation|checkpoints|logging)\.\w+", OTHER_NAMES[name])
+    named = re.findall(r"\b(?:model|data|training|adapter|evaluation|checkpoints|logging)\.\w+", OTHER_NAMES[name])
     assert OTHER_NAMES[name].startswith(("write ", "leave it out: "))
     assert [key for key in named if key not in SETTINGS] == []
     if OTHER_NAMES[name].startswith("write "):

@@ -93,7 +93,7 @@ logging: 5
         "run.yaml:13: optimizer.lr: not a name used here; write training.learning_rate",
         "run.yaml:14: trainig: unknown key; did you mean 'training'?",
         "run.yaml:14: trainig.lr: not a name used here; write training.learning_rate",
-        "run.yaml:15: lora_r: not available in this version; leave it out",
+        "run.yaml:15: lora_r: not a name used here; write adapter.r",
         "run.yaml:16: data.train: a dotted key; write train below data:, indented",
         "run.yaml:17: logging: found the number 5; write its keys below it, indented",
         "run.yaml: data.train: missing; name the file with the training records",
