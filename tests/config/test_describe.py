@@ -69,6 +69,15 @@ training:
   precision: auto  # default
   device: auto  # default
   seed: 42  # default
+adapter:
+  type: null  # default
+  r: 16  # default
+  alpha: 32  # default
+  rslora: false  # default
+  lora_dropout: 0.0  # default
+  target_modules: null  # default
+  modules_to_save: null  # default
+  train_tokens: auto  # default
 parallel:
   shard: null  # default
   replicate: null  # default

@@ -64,8 +64,8 @@ def test_a_bare_key_means_the_only_setting_of_that_name(key: str, found: str | U
             "zzzzzz",
             Unknown(
                 "zzzzzz: unknown key",
-                "the keys here are output_dir, model, data, training, parallel, evaluation, checkpoints, "
-                "logging",
+                "the keys here are output_dir, model, data, training, adapter, parallel, evaluation, "
+                "checkpoints, logging",
             ),
         ),
     ],
@@ -85,7 +85,9 @@ def test_no_other_name_is_one_of_ours():
 
 @pytest.mark.parametrize("name", OTHER_NAMES)
 def test_every_setting_named_by_a_remedy_exists(name: str):
-    named = re.findall(r"\b(?:model|data|training|adapter|evaluation|checkpoints|logging)\.\w+", OTHER_NAMES[name])
+    named = re.findall(
+        r"\b(?:model|data|training|adapter|evaluation|checkpoints|logging)\.\w+", OTHER_NAMES[name]
+    )
     assert OTHER_NAMES[name].startswith(("write ", "leave it out: "))
     assert [key for key in named if key not in SETTINGS] == []
     if OTHER_NAMES[name].startswith("write "):

@@ -94,7 +94,10 @@ def test_bits_of_neighbours_are_independent():
     """Correlations between positions, features and blocks stay within five standard deviations of none."""
     num_tokens, num_features = 512, 510
     keys = torch.from_numpy(draw_keys(1, 2, 3, count=num_tokens).view(np.int64))[None]
-    first, second = ((random_bits(keys, block * num_groups(num_features), num_features)[0] >= 0).double() * 2 - 1 for block in (0, 1))
+    first, second = (
+        (random_bits(keys, block * num_groups(num_features), num_features)[0] >= 0).double() * 2 - 1
+        for block in (0, 1)
+    )
     for a, b in (
         (first, second),
         (first[1:], first[:-1]),
