@@ -77,7 +77,7 @@ class Adapter:
         """The embedding or head that computes, behind what the adapter wraps around it."""
         if isinstance(module, ModulesToSaveWrapper):
             trained = cast(nn.ModuleDict, module.modules_to_save)[_NAME]
-            return module.original_module if module.disable_adapters else trained
+            return cast(nn.Module, module.original_module) if module.disable_adapters else trained
         return module.token_adapter.base_layer if isinstance(module, TrainableTokensWrapper) else module
 
     def trained_rows(self, module: nn.Module) -> TrainedRows | None:
@@ -170,7 +170,8 @@ def read_adapter(model: PreTrainedModel, folder: Path, *, place: str) -> Adapter
     """Puts the adapter of a folder into its base. Raises ConfigError where it does not fit or is not read."""
     config = read_adapter_config(folder, place=place)
     wanted = _num_rows(model, config.trainable_token_indices, folder / TENSORS_FILE, place)
-    if wanted > model.get_input_embeddings().weight.shape[0]:
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
+    if wanted > embedding.num_embeddings:
         with quiet_transformers():
             model.resize_token_embeddings(wanted, mean_resizing=False)
     try:
