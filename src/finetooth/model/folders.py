@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from finetooth.base.devices import deterministic_seed
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.hub import local_folder
-from finetooth.model.model_config import UNUSABLE, first_line, read_config
+from finetooth.model.model_config import TEXT_ONLY, UNUSABLE, first_line, is_multimodal, read_config
 from finetooth.model.weight_files import Extent, examine_weight_files, some_names
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
@@ -52,12 +52,9 @@ def load_folder(
         "have another shape than config.json says": sorted(entry[0] for entry in report["mismatched_keys"]),
         "have no place in the model": sorted(report["unexpected_keys"]),
     }
+    remedy = TEXT_ONLY if is_multimodal(config) else "check that they belong together"
     problems = [
-        problem(
-            place,
-            f"{folder}: {len(names)} parameters {what}: {some_names(names)}",
-            "check that they belong together",
-        )
+        problem(place, f"{folder}: {len(names)} parameters {what}: {some_names(names)}", remedy)
         for what, names in differences.items()
         if names
     ]

@@ -87,7 +87,8 @@ def refuse_misfits(policy: PolicyModel, tokenizer: Tokenizer | None, *, longest_
     problems: list[str] = []
     if tokenizer is not None:
         problems += find_misfit(policy, tokenizer.largest_id)
-    positions = getattr(policy.model.config, "max_position_embeddings", longest_document)
+    config = policy.model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", longest_document)
     if longest_document > positions:
         fact = f"the longest document has {longest_document} tokens, the model {positions} positions"
         problems.append(problem("data.max_length", fact, f"write {positions} or less"))

@@ -41,6 +41,7 @@ _STORED_OTHERWISE = {
     "compression_config": ("its parameters are compressed", "use the model's uncompressed parameters"),
     "transformers_weights": ("it names a file of parameters", "give the files their usual names"),
 }
+TEXT_ONLY = "use a model of text alone, such as the one that it was made from"
 _LARGEST_CONFIG = 16 << 20
 _LARGEST_COUNT = 1 << 16
 _COUNTS = ("layer", "layers", "experts", "heads", "blocks", "stages")
@@ -61,10 +62,18 @@ def read_config(path: Path, place: str) -> Any:
     except UNUSABLE as error:
         raise ConfigError(problem(place, f"{path}: {first_line(error)}", "correct the file")) from error
     if type(kind) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        if is_multimodal(kind):
+            fact = f"{fields['model_type']} is multimodal, and transformers loads no language model from it"
+            raise ConfigError(problem(place, f"{path}: {fact}", TEXT_ONLY))
         fact = f"{path}: {fields['model_type']} is not a causal language model"
         raise ConfigError(problem(place, fact, "use a decoder-only model"))
     _settle_dropout(kind)
     return kind
+
+
+def is_multimodal(config: Any) -> bool:
+    """Whether a language model is one part of several."""
+    return "text_config" in config.sub_configs
 
 
 def first_line(error: Exception) -> str:
@@ -118,3 +127,6 @@ def _settle_dropout(config: Any) -> None:
             value, float | int
         ):
             setattr(config, name, 0.0)
+    for name in config.sub_configs:
+        if (part := getattr(config, name, None)) is not None:
+            _settle_dropout(part)

@@ -44,7 +44,7 @@ class PolicyModel(nn.Module):
         self.adapter: Adapter | None = None
         self._dropout: ResidualDropout | None = None
         self._own_attention: str = model.config._attn_implementation or "eager"
-        self._logit_transform = _logit_transform(model.config)
+        self._logit_transform = _logit_transform(model.config.get_text_config())
 
     @property
     def device(self) -> torch.device:
@@ -53,8 +53,8 @@ class PolicyModel(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The layers of the backbone: the longest list of modules that lies in no other list."""
-        return list(max(_outermost_lists(self.model), key=len))
+        """The layers of the language model: its longest list of modules that lies in no other list."""
+        return list(max(_outermost_lists(self.model.get_decoder()), key=len))
 
     def num_parameters(self, *, trained: bool = False) -> int:
         """How many parameters the model has, an adapter's included; or how many of them are trained."""
