@@ -324,6 +324,9 @@ def export(
     ] = None,
     dtype: Annotated[DType, typer.Option(help="The type of the parameters.")] = DType.FP32,
     shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Most that one file holds.")] = "5GB",
+    check: Annotated[
+        bool, typer.Option("--verify", help="Load what was written in a fresh process; compare it.")
+    ] = False,
     as_json: AsJson = False,
     offline: Offline = False,
 ) -> None:
@@ -332,6 +335,16 @@ def export(
     def verb(console: "Console") -> dict[str, Any]:
         from finetooth.export import export as run
 
-        return run(target, to=to.value, out=out, dtype=dtype.value, shard_size=shard_size, console=console)
+        return run(
+            target,
+            to=to.value,
+            out=out,
+            dtype=dtype.value,
+            shard_size=shard_size,
+            verify=check,
+            console=console,
+        )
 
-    run_verb(verb, as_json=as_json)
+    result = run_verb(verb, as_json=as_json)
+    if result is not None and not result.get("passed", True):
+        raise typer.Exit(1)

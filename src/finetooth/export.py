@@ -1,22 +1,64 @@
 """The verb `export`: the policy of a finished run as a folder that other programs load directly."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
+from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.terminal import print_line
+from finetooth.config.schema import ModelConfig
+from finetooth.data.preparation import PreparedData, prepare_data
+from finetooth.data.records import Document
 from finetooth.data.templates.template import resolve_template
 from finetooth.data.tokenizer.tokenizer import load_tokenizer
+from finetooth.evaluation.dev_loss import sample_documents
+from finetooth.model.load import load_policy
 from finetooth.reporting.model_card import model_card
 from finetooth.reporting.run_facts import read_facts
 from finetooth.reporting.serving import Form
-from finetooth.training.exports import open_run, write_folder
+from finetooth.reporting.template_proof import Rendering, differing, renderings
+from finetooth.reporting.verdicts import Verdict, skipped, verdicts_table
+from finetooth.training.exports import FinishedRun, open_run, write_folder
+from finetooth.training.reloading import (
+    Behaviour,
+    Reloaded,
+    as_many_as_fit,
+    behaviour_of,
+    distance,
+    reload,
+)
+from finetooth.training.run_directory import told_time
 
 DType = Literal["fp32", "bf16", "fp16"]
 
+VERIFIED_DOCUMENTS = 64
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """How far an export may be from the policy that was trained.
+
+    logits:  the largest difference of a logit
+    kl:      the mean KL divergence of the next token, in nats
+    answers: the share of greedy answers that may differ, and of answers that may stop otherwise
+    """
+
+    logits: float
+    kl: float
+    answers: float
+
+
+# Numbers of 16 bits change every parameter, by up to 0.4 % (bf16) or 0.05 % (fp16).
+LIMITS = {
+    "fp32": _Limits(logits=1e-4, kl=1e-6, answers=0.0),
+    "fp16": _Limits(logits=0.125, kl=1e-3, answers=0.05),
+    "bf16": _Limits(logits=1.0, kl=1e-2, answers=0.1),
+}
 
 
 def export(
@@ -26,12 +68,15 @@ def export(
     out: Path | None = None,
     dtype: DType = "fp32",
     shard_size: str = "5GB",
+    verify: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Writes the policy of a run; returns where it stands and how large it is.
 
     target:     a run directory; out: the folder to write, by default export/ of the run directory
     shard_size: how much a file of parameters holds at most: 500MB, 5GB
+    verify:     whether a fresh process loads what was written and is held against the policy; the verdicts
+                are returned, `passed` among them
     Raises ConfigError for a run that has not finished, or where something stands at `out` already.
     """
     console = console or Console(quiet=True)
@@ -46,7 +91,103 @@ def export(
     write_folder(run, out, dtype=dtype, shard_bytes=shard_bytes, card=card)
     num_bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print_line(console, f"{to}: {out}, {num_bytes / 1e6:,.1f} MB, {dtype}")
-    return {"to": to, "out": str(out), "dtype": dtype, "num_bytes": num_bytes}
+    result = {"to": to, "out": str(out), "dtype": dtype, "num_bytes": num_bytes}
+    return result | (_verify(run, out, dtype, console) if verify else {})
+
+
+def _verify(run: FinishedRun, out: Path, dtype: DType, console: Console) -> dict[str, Any]:
+    """Holds what was written against the policy and the records, and prints the verdicts."""
+    config, devices = run.config, DeviceManager(run.config.training.device, "fp32")
+    prepared = prepare_data(config, console=console, now=told_time(run.folder))
+    split, source = ("train", prepared.train) if prepared.dev is None else ("dev", prepared.dev)
+    numbers = sample_documents(source, VERIFIED_DOCUMENTS, seed=config.training.seed)
+    documents = [source.document(number) for number in numbers.tolist()]
+    prompts = [d.token_ids[: d.prompt_length].tolist() for d in documents if d.prompt_length]
+    expected, num_passed_over = renderings(prepared, config, documents, split=split)
+    max_new_tokens = config.evaluation.max_new_tokens
+    with console.status("Asking the policy …"):
+        policy = load_policy(ModelConfig(path=str(run.final)), devices=devices, place="command line")
+        computed = as_many_as_fit(documents, vocab_size=policy.vocab_size)
+        trained = behaviour_of(
+            policy,
+            computed,
+            prompts,
+            stop_token_ids=prepared.template.stop_token_ids,
+            max_new_tokens=max_new_tokens,
+            devices=devices,
+        )
+        del policy
+    with console.status("Asking what was written …"):
+        requests = [one.request for one in expected]
+        device = str(devices.device)
+        reloaded = reload(out, computed, prompts, requests, max_new_tokens=max_new_tokens, device=device)
+    verdicts = [
+        *_judge_behaviour(trained, reloaded, LIMITS[dtype]),
+        _judge_stop_tokens(prepared, reloaded),
+        _judge_template(prepared, expected, reloaded, num_passed_over),
+    ]
+    console.print(verdicts_table(verdicts))
+    return _conclude(verdicts, documents, computed, split, console)
+
+
+def _judge_behaviour(trained: Behaviour, reloaded: Reloaded, limits: _Limits) -> Iterator[Verdict]:
+    found = distance(trained, reloaded.behaviour)
+    where = f"{len(trained.logits)} documents, {found.num_positions:,} positions"
+    what = f"largest difference of a logit: {where}; plain transformers in {reloaded.dtype}"
+    yield Verdict("logits", found.largest_logit_difference, limits.logits, what)
+    yield Verdict("KL", found.mean_kl, limits.kl, "of the next token, trained ‖ exported, mean, in nats")
+    num_prompts = len(trained.answers)
+    if not num_prompts:
+        yield from (skipped(name, "no document has a prompt") for name in ("greedy answers", "stops"))
+        return
+    equal = num_prompts - found.num_other_answers
+    what = f"share that differs: {equal} of {num_prompts} are equal to the token"
+    yield Verdict("greedy answers", found.num_other_answers / num_prompts, limits.answers, what)
+    ours, theirs = trained.num_stopped, reloaded.behaviour.num_stopped
+    what = f"answers that end by themselves: {ours} of {num_prompts} trained, {theirs} exported"
+    yield Verdict("stops", abs(ours - theirs) / num_prompts, limits.answers, what)
+
+
+def _judge_stop_tokens(prepared: PreparedData, reloaded: Reloaded) -> Verdict:
+    stops = prepared.template.stop_token_ids
+    missing = [token_id for token_id in stops if token_id not in reloaded.stop_token_ids]
+    names = " and ".join(prepared.tokenizer.decode([token_id]) for token_id in missing or stops)
+    what = f"generation_config.json does not name {names}" if missing else f"answers end at {names}"
+    return Verdict("stop tokens", len(missing), 0, what)
+
+
+def _judge_template(
+    prepared: PreparedData, expected: Sequence[Rendering], reloaded: Reloaded, num_passed_over: int
+) -> Verdict:
+    passed_over = f"; {num_passed_over} documents cannot be told plainly" if num_passed_over else ""
+    if not expected:
+        return skipped("chat template", f"no document is a conversation{passed_over}")
+    wrong, num_seams = differing(expected, reloaded.rendered, prepared.template)
+    num_prompts = sum(one.is_prompt for one in expected)
+    what = f"{num_prompts} conversations rendered by plain transformers: the ids that were trained"
+    what += f", {num_seams} with another seam" if num_seams else ""
+    return Verdict(
+        "chat template", len(wrong), 0, what + passed_over + (f"; not {wrong[0]}" if wrong else "")
+    )
+
+
+def _conclude(
+    verdicts: Sequence[Verdict],
+    documents: Sequence[Document],
+    computed: Sequence[Document],
+    split: str,
+    console: Console,
+) -> dict[str, Any]:
+    failed = [verdict.name for verdict in verdicts if verdict.state == "failed"]
+    print_line(console, f"failed: {', '.join(failed)}" if failed else "all that was measured holds")
+    return {
+        "passed": not failed,
+        "failed": failed,
+        "verdicts": [verdict.as_data() for verdict in verdicts],
+        "split": split,
+        "num_documents": len(documents),
+        "num_documents_computed": len(computed),
+    }
 
 
 def _bytes_of(size: str) -> int:

@@ -99,7 +99,7 @@ def _generate_rows(
     )
     with devices.autocast(), _only(settings, policy):
         written = policy.generate(input_ids, attention_mask=attention_mask)
-    return [_until_stop(row, set(stop_token_ids)) for row in written[:, longest:].tolist()]
+    return [until_stop(row, set(stop_token_ids)) for row in written[:, longest:].tolist()]
 
 
 @contextlib.contextmanager
@@ -113,7 +113,8 @@ def _only(settings: GenerationConfig, policy: PolicyModel) -> Iterator[None]:
         policy.model.generation_config = own
 
 
-def _until_stop(token_ids: list[int], stop_token_ids: set[int]) -> Generation:
+def until_stop(token_ids: Sequence[int], stop_token_ids: set[int]) -> Generation:
+    """What was written before the first stop token; what stands behind one is padding."""
     for place, token_id in enumerate(token_ids):
         if token_id in stop_token_ids:
             return Generation(tuple(token_ids[:place]), stopped=True)

@@ -39,7 +39,7 @@ class MaskProof:
 def prove_masks(prepared: PreparedData, config: SFTConfig, *, numbers: Sequence[int]) -> MaskProof:
     """Holds the training documents with these numbers against their records."""
     documents = [prepared.train.document(number) for number in numbers]
-    outcomes = {str(outcome.entry.origin): outcome for outcome in _render_again(prepared, config, documents)}
+    outcomes = {str(outcome.entry.origin): outcome for outcome in render_again(prepared, config, documents)}
     stops = prepared.template.stop_token_ids
     num_answers = 0
     others, unread, endless = [], [], []
@@ -59,14 +59,14 @@ def prove_masks(prepared: PreparedData, config: SFTConfig, *, numbers: Sequence[
     return MaskProof(len(documents), num_answers, tuple(others), tuple(unread), tuple(endless))
 
 
-def _render_again(
-    prepared: PreparedData, config: SFTConfig, documents: Iterable[Document]
+def render_again(
+    prepared: PreparedData, config: SFTConfig, documents: Iterable[Document], *, split: str = "train"
 ) -> Iterator[Outcome]:
-    """The records of the documents, read from their files and rendered."""
+    """The records of documents of a split, read from their files and rendered."""
     wanted = {document.origin for document in documents}
     found: dict[tuple[str, str], list[LedgerEntry]] = {}
     for entry in ledger_entries(prepared):
-        if entry.origin in wanted and entry.line["split"] == "train":
+        if entry.origin in wanted and entry.line["split"] == split:
             found.setdefault((entry.line["source"], entry.origin.path), []).append(entry)
             wanted.remove(entry.origin)
         if not wanted:
