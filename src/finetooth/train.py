@@ -26,6 +26,7 @@ from finetooth.reporting.model_card import model_card
 from finetooth.reporting.run_facts import read_facts
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager
 from finetooth.training.final import save_final
+from finetooth.training.legacy_files import has_twin
 from finetooth.training.run_directory import (
     Resume,
     claimed_run_directory,
@@ -142,7 +143,8 @@ def _train(
             template = prepared.template
             with ranks.doing("writing final/"):
                 facts = read_facts(output, config, summary=figures) if ranks.is_first else None
-                card = model_card(facts, template) if facts else ""
+                form = "folder" if has_twin(policy.model) else "pt"
+                card = model_card(facts, template, form=form) if facts else ""
                 save_final(output / "final", policy=policy, template=template, card=card, ranks=ranks)
         summary |= figures
     finally:

@@ -35,7 +35,13 @@ def test_the_defaults_contradict_nothing():
         ),
         (
             {"model__from_config": "config.json", "model__tokenizer": "base"},
-            "model.path | model: both model.path and model.from_config are given; keep one of them",
+            "model.path | model: both model.path and model.from_config are given; "
+            "keep one of them; only a .pt file can need both",
+        ),
+        (
+            {"model__path": "ckpt.pt"},
+            "model.path | model.path: a .pt file comes without a tokenizer; "
+            "name a tokenizer's folder as model.tokenizer",
         ),
         (
             {"model__path": None, "model__from_config": "config.json"},

@@ -102,8 +102,13 @@ def _find_model_source(values: Mapping[str, Any]) -> list[Finding]:
     if path is None and from_config is None:
         fact = "model: neither model.path nor model.from_config is given"
         return [Finding(keys, fact, "name a base model's folder as model.path")]
-    if path is not None and from_config is not None:
-        return [Finding(keys, "model: both model.path and model.from_config are given", "keep one of them")]
+    is_torch_file = path is not None and path.endswith((".pt", ".pth"))
+    if path is not None and from_config is not None and not is_torch_file:
+        fact = "model: both model.path and model.from_config are given"
+        return [Finding(keys, fact, "keep one of them; only a .pt file can need both")]
+    if is_torch_file and values["model.tokenizer"] is None:
+        fact = "model.path: a .pt file comes without a tokenizer"
+        return [Finding(keys, fact, "name a tokenizer's folder as model.tokenizer")]
     if from_config is not None and values["model.tokenizer"] is None:
         fact = "model.from_config: fresh parameters come without a tokenizer"
         return [Finding(keys[::-1], fact, "name a tokenizer's folder as model.tokenizer")]

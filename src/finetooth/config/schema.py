@@ -29,13 +29,15 @@ Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Where the base model comes from: exactly one of `path` and `from_config`."""
+    """Where the base model comes from: exactly one of `path` and `from_config`, except for some .pt files."""
 
     path: Text | None = None
-    """Folder or hub name of the base model."""
+    """Folder or hub name of the base model, or a .pt file of a system that docs/legacy.md lists; `tokenizer`
+    must then be given."""
 
     from_config: Text | None = None
-    """A model's config.json, to start from fresh parameters; `tokenizer` must then be given."""
+    """A model's config.json, to start from fresh parameters, or for a .pt file that holds parameters alone;
+    `tokenizer` must then be given."""
 
     tokenizer: Text | None = None
     """Folder or hub name of the tokenizer; null takes the model's own."""

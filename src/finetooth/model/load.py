@@ -13,6 +13,8 @@ from finetooth.data.tokenizer.tokenizer import Tokenizer
 from finetooth.model import four_bits
 from finetooth.model.folders import adapter_folder, build_fresh, load_folder
 from finetooth.model.isolation import settle_packing
+from finetooth.model.legacy.origin import freeze_absent
+from finetooth.model.legacy.reading import is_legacy, load_legacy
 from finetooth.model.policy import PolicyModel
 from finetooth.model.quiet import quiet_transformers
 from finetooth.model.vocabulary import find_misfit
@@ -31,9 +33,7 @@ def load_policy(
 ) -> PolicyModel:
     """A policy on the device, proved to compute documents exactly.
 
-    model: `path`, a folder or hub name (parameters from safetensors; no code from the repository is
-    run), or `from_config`, a config.json for fresh parameters drawn with the seed. A folder with an adapter
-    gives its base with the adapter in it.
+    model: as for `load_model`. A folder with an adapter gives its base with the adapter in it.
     Every dropout in the model's own config is set to 0. place: what names the model, for messages.
     must_pack: whether documents must be able to share a row; see `settle_packing`.
     frozen_for: the kind of adapter that is trained in place of the parameters. These are float32; frozen
@@ -44,25 +44,43 @@ def load_policy(
     adapter = adapter_folder(model.path)
     if adapter is not None:
         return _load_adapted(adapter, place, devices=devices, must_pack=must_pack, kind=frozen_for or "lora")
-    with quiet_transformers():
-        if model.path is not None:
-            loaded = _load_base(model.path, place, devices=devices, frozen_for=frozen_for)
-        else:
-            assert model.from_config is not None, "the config's validation asks for one of the two"
-            loaded = build_fresh(Path(model.from_config), place, seed=seed)
+    if frozen_for is None or model.path is None:
+        loaded = load_model(model, place=place, seed=seed)
+    else:
+        loaded = _load_frozen(model.path, place, devices=devices, frozen_for=frozen_for)
     _refuse_what_is_not_computed(loaded, place)
     policy = PolicyModel(loaded.to(devices.device))  # pyright: ignore[reportArgumentType]
     settle_packing(policy, devices=devices, place=place, must_pack=must_pack)
     return policy
 
 
-def _load_base(
-    path: str, place: str, *, devices: DeviceManager, frozen_for: AdapterKind | None
+def load_model(model: ModelConfig, *, place: str, seed: int = 42) -> PreTrainedModel:
+    """The transformers model that the settings name, with float32 parameters on the CPU.
+
+    model: `path`, a folder or hub name (parameters from safetensors; no code from the repository is run) or
+    a `.pt` file of a described system, with `from_config` where it holds parameters alone; or only
+    `from_config`, a config.json for fresh parameters drawn with the seed.
+    Parameters that the layout of a `.pt` file lacks are zero and not trained.
+    Raises ConfigError for a model that is absent or incomplete.
+    """
+    with quiet_transformers():
+        if model.path is None:
+            assert model.from_config is not None, "the config's validation asks for one of the two"
+            return build_fresh(Path(model.from_config), place, seed=seed)
+        if is_legacy(model.path):
+            loaded = load_legacy(model.path, place, config_path=model.from_config)
+        else:
+            loaded = load_folder(model.path, place)
+    freeze_absent(loaded, place)
+    return loaded
+
+
+def _load_frozen(
+    path: str, place: str, *, devices: DeviceManager, frozen_for: AdapterKind
 ) -> PreTrainedModel:
-    if frozen_for is None:
-        return load_folder(path, place)
     options = four_bits.loading_options(devices) if frozen_for == "qlora" else {}
-    loaded = load_folder(path, place, dtype=devices.compute_dtype, options=options)
+    with quiet_transformers():
+        loaded = load_folder(path, place, dtype=devices.compute_dtype, options=options)
     four_bits.keep_packing(loaded)
     return loaded
 

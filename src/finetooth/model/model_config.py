@@ -9,6 +9,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
+import finetooth.model.legacy.head_bias  # noqa: F401 - makes its model type known to transformers
 from finetooth.base.errors import ConfigError, is_out_of_memory, problem
 
 # What transformers and torch raise for a config.json whose values do not make a model.
@@ -57,16 +58,25 @@ def read_config(path: Path, place: str) -> Any:
         if name.endswith(_COUNTS) and isinstance(value, int) and value > _LARGEST_COUNT:
             fact = f"{path}: {name} is {value}, more than {_LARGEST_COUNT}"
             raise ConfigError(problem(place, fact, "correct the file"))
-    try:
-        kind = AutoConfig.for_model(**_without_loaders(fields))
-    except UNUSABLE as error:
-        raise ConfigError(problem(place, f"{path}: {first_line(error)}", "correct the file")) from error
+    kind = make_config(_without_loaders(fields), f"{place}: {path}")
     if type(kind) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         if is_multimodal(kind):
             fact = f"{fields['model_type']} is multimodal, and transformers loads no language model from it"
             raise ConfigError(problem(place, f"{path}: {fact}", TEXT_ONLY))
         fact = f"{path}: {fields['model_type']} is not a causal language model"
         raise ConfigError(problem(place, fact, "use a decoder-only model"))
+    return kind
+
+
+def make_config(fields: dict[str, Any], subject: str) -> Any:
+    """transformers' config object of these fields, with every dropout set to 0.
+
+    subject: what holds the fields, for messages. Raises ConfigError for fields that make no model.
+    """
+    try:
+        kind = AutoConfig.for_model(**fields)
+    except UNUSABLE as error:
+        raise ConfigError(problem(subject, first_line(error), "correct the file")) from error
     _settle_dropout(kind)
     return kind
 

@@ -53,7 +53,7 @@ def model_card(facts: RunFacts, template: Template, *, form: Form = "folder", dt
         dtype=dtype,
         facts=facts,
         commands=[(Safe(title), text) for title, text in serving_commands(form, on_command_line)],
-        modelfile=None if form == "adapter" else ollama_modelfile(shown),
+        modelfile=None if form in ("adapter", "pt") else ollama_modelfile(shown),
         template_name=_file_name(noted["name"]),
         template_notes=list(_template_notes(config, noted)),
         shown=shown,
@@ -82,7 +82,7 @@ def _front_matter(config: SFTConfig, form: Form) -> dict[str, Any]:
     """What the hub reads; nothing that is not known: no license, and no name that is not the hub's."""
     tags = ["finetooth", "sft", *(["lora"] if form == "adapter" else [])]
     matter: dict[str, Any] = {
-        "library_name": "peft" if form == "adapter" else "transformers",
+        "library_name": {"adapter": "peft", "pt": "finetooth"}.get(form, "transformers"),
         "pipeline_tag": "text-generation",
         "tags": tags,
     }

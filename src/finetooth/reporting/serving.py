@@ -5,7 +5,7 @@ from typing import Literal
 
 from finetooth.reporting.prompt_format import PromptFormat, ollama_template
 
-Form = Literal["folder", "merged", "adapter"]
+Form = Literal["folder", "merged", "adapter", "pt"]
 
 _QUESTION = '\'{"model": "MODEL", "messages": [{"role": "user", "content": "Hello."}]}\''
 
@@ -15,6 +15,9 @@ def serving_commands(form: Form, base: str) -> Iterator[tuple[str, str]]:
 
     base: what an adapter's base model is called on the command line
     """
+    if form == "pt":
+        yield "finetooth", "finetooth chat ."
+        return
     if form == "adapter":
         lora = f"vllm serve {base} --enable-lora --lora-modules policy=. --max-lora-rank 256"
         yield "vLLM", f"{lora} --tokenizer . --chat-template chat_template.jinja"

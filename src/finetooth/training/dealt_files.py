@@ -82,25 +82,28 @@ def gather_policy(policy: PolicyModel, ranks: Ranks, *, copy: bool = False) -> C
 
     copy: the tensors stay as they are now when the policy is trained on.
     """
-    for module in policy.modules():
-        if isinstance(module, FSDPModule):
-            cast(FSDPModule, module).reshard()  # after a forward pass, some would be whole or empty
+    _reshard(policy)
     if policy.adapter is not None:
         tensors = policy.adapter.tensors()
         contents = gather_tensors(tensors, "adapter_model", ranks, copy=copy, in_one_file=True)
         return contents | Contents({}, policy.settings_files() if ranks.is_first else {}, 0)
-    state = dict(policy.model.named_parameters())
-    persistent = policy.model.state_dict().keys()
-    state |= {name: buffer for name, buffer in policy.model.named_buffers() if name in persistent}
+    state = _state_of(policy)
     if _differs_on_disk(policy):
         # Names or shapes on disk are others than in memory, and several tensors may become one.
-        whole = {name: _on_host(tensor, copy=copy, keep=ranks.is_first) for name, tensor in state.items()}
+        whole = gather_whole(policy, ranks, copy=copy)
         num_bytes = sum(tensor.nbytes for tensor in state.values())
         files = {"model.safetensors": revert_weight_conversion(policy.model, whole)} if ranks.is_first else {}
         contents = Contents(files, {}, num_bytes)
     else:
         contents = gather_tensors(state, "model", ranks, copy=copy)
     return contents | Contents({}, policy.settings_files() if ranks.is_first else {}, 0)
+
+
+def gather_whole(policy: PolicyModel, ranks: Ranks, *, copy: bool = False) -> dict[str, torch.Tensor]:
+    """All parameters and persistent buffers in rank 0's host memory, none in that of others; all must ask."""
+    return {
+        name: _on_host(tensor, copy=copy, keep=ranks.is_first) for name, tensor in _state_of(policy).items()
+    }
 
 
 def gather_tensors(
@@ -153,6 +156,21 @@ def write_contents(contents: Contents, folder: Path, ranks: Ranks) -> dict[str, 
     return written | {
         file: write_tensors(folder / file, tensors) for file, tensors in contents.tensors.items()
     }
+
+
+def _reshard(policy: PolicyModel) -> None:
+    """Gives up what a forward pass has gathered: some parameters would be whole or empty."""
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            cast(FSDPModule, module).reshard()
+
+
+def _state_of(policy: PolicyModel) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers, each once, as this rank holds them."""
+    _reshard(policy)
+    state = dict(policy.model.named_parameters())
+    persistent = policy.model.state_dict().keys()
+    return state | {name: buffer for name, buffer in policy.model.named_buffers() if name in persistent}
 
 
 def _differs_on_disk(policy: PolicyModel) -> bool:

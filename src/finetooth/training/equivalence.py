@@ -16,13 +16,15 @@ from transformers import AutoModelForCausalLM
 from finetooth.base.devices import DeviceManager
 from finetooth.batching.collate import collate
 from finetooth.batching.packing import Layout, Row, forward_passes, lay_out
-from finetooth.config.schema import SFTConfig
+from finetooth.config.schema import ModelConfig, SFTConfig
 from finetooth.data.records import IGNORED_LABEL, Document, DocumentSource
 from finetooth.data.templates.template import Template
 from finetooth.model.isolation import split_documents
+from finetooth.model.load import load_model
 from finetooth.model.policy import PolicyModel
 from finetooth.model.quiet import quiet_transformers
 from finetooth.training.final import save_final
+from finetooth.training.legacy_files import has_twin
 from finetooth.training.optimizer import create_optimizer
 from finetooth.training.parallel import alone
 from finetooth.training.step import train_step
@@ -156,7 +158,11 @@ def measure_reload(
         return Difference(float("inf"), "generation_config.json")
     policy.eval()
     with quiet_transformers():
-        reloaded: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        reloaded: Any = (
+            AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+            if has_twin(policy.model)
+            else load_model(ModelConfig(path=str(folder)), place="final/")
+        )
     reloaded.to(policy.device).eval()
     largest = Difference(0.0, "")
     for number in range(len(documents.lengths)):

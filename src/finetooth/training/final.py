@@ -1,4 +1,4 @@
-"""`final/`: the policy as plain transformers loads and runs it."""
+"""`final/`: the policy as plain transformers loads and runs it; as model.pt where transformers cannot."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ from finetooth.data.templates.text import TELLS_TIME
 from finetooth.data.tokenizer.files import TOKEN_FLAGS
 from finetooth.model.policy import PolicyModel
 from finetooth.training.dealt_files import common_folder, save_policy
+from finetooth.training.legacy_files import has_twin, save_for_no_twin
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -28,9 +29,12 @@ def save_final(
     """
     written: dict[str, FileEntry] = {}
     with common_folder(path, ranks, written=written, replace=True) as folder:
-        parameters = save_policy(policy, folder, ranks)
-        parameters.pop("generation_config.json", None)  # is edited here
-        written |= parameters
+        if has_twin(policy.model):
+            parameters = save_policy(policy, folder, ranks)
+            parameters.pop("generation_config.json", None)  # is edited here
+            written |= parameters
+        else:
+            save_for_no_twin(policy, folder, path.parent, ranks)
         if ranks.is_first:
             _name_stop_tokens(folder / "generation_config.json", template)
             _save_tokenizer(folder, template)

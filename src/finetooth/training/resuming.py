@@ -105,15 +105,14 @@ def require_steps_ahead(checkpoint: Checkpoint, num_steps: int) -> None:
 
 
 def _base_model(model: ModelConfig) -> str | None:
-    """The hub name, or a hash of a folder's settings, file sizes and samples of its parameters.
+    """The hub name, or a hash of a model's settings, file sizes and samples of its parameters.
 
     A folder may move; hashing all parameters of a large model would delay every start.
     """
-    name = model.path or model.from_config
-    path = Path(name or "").expanduser()
-    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("config.json")])
-    if name is None or not path.exists() or not files:
-        return name
+    named = [Path(name).expanduser() for name in (model.path, model.from_config) if name is not None]
+    files = [file for path in named for file in _files_of(path)]
+    if not files:
+        return model.path or model.from_config
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -123,6 +122,13 @@ def _base_model(model: ModelConfig) -> str | None:
                 opened.seek(place)
                 digest.update(opened.read(_SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    parameters = list(path.glob("*.safetensors")) or list(path.glob("model.pt"))
+    return sorted([*parameters, *path.glob("config.json")])
 
 
 def _difference(change: Change, folder: Path) -> str:
