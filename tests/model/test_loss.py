@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from finetooth.model import loss as loss_module
-from finetooth.model.loss import LogitTransform, head_loss, sft_loss
+from finetooth.model.loss import LogitTransform, TrainedRows, head_loss, sft_loss
 
 
 def draw(num_targets: int, *, hidden: int = 6, vocabulary: int = 11) -> dict[str, torch.Tensor]:
@@ -111,3 +111,22 @@ def test_the_plain_reference_shifts_and_averages_over_targets():
 
 def test_the_plain_reference_is_zero_without_targets():
     assert sft_loss(torch.randn(1, 3, 4), torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3)) == 0
+
+
+def test_rows_that_stand_in_for_those_of_a_frozen_head_have_its_rows_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(loss_module, "MAX_CHUNK_ROWS", 7)
+    inputs = draw(23)
+    numbers_R = torch.tensor([4, 1])
+    values_RD = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    frozen = {**inputs, "weight_VD": inputs["weight_VD"].detach()}
+    ours = head_loss(**frozen, rows=TrainedRows(numbers_R, values_RD), gradient_scale=8.0)
+    whole = {**inputs, "weight_VD": frozen["weight_VD"].index_copy(0, numbers_R, values_RD)}
+    theirs = naive(whole, LogitTransform())
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    wanted = [values_RD, inputs["hidden_ND"], inputs["bias_V"]]
+    for a, b in zip(
+        torch.autograd.grad(ours * 8.0, wanted), torch.autograd.grad(theirs * 8.0, wanted), strict=True
+    ):
+        assert (a - b).norm() / b.norm() < 1e-12

@@ -43,11 +43,11 @@ _PREFIX = "base_model.model."
 _READ_FIELDS = (
     *("r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern"),
     *("target_modules", "exclude_modules", "modules_to_save", "trainable_token_indices"),
-    *("layers_to_transform", "layers_pattern"),
+    *("layers_to_transform", "layers_pattern", "ensure_weight_tying"),
 )
 _WITHOUT_EFFECT = (
     *("base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "init_lora_weights"),
-    *("task_type", "peft_type", "peft_version", "auto_mapping", "ensure_weight_tying"),
+    *("task_type", "peft_type", "peft_version", "auto_mapping"),
 )
 
 
@@ -90,7 +90,8 @@ class Adapter:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The adapter's parameters under their names on disk; those of training itself, not copies."""
-        named = {_PREFIX + name: tensor for name, tensor in _base_of(self.peft).named_parameters()}
+        parameters = _base_of(self.peft).named_parameters(remove_duplicate=False)
+        named = {_PREFIX + name: parameter for name, parameter in parameters}
         return get_peft_model_state_dict(self.peft, state_dict=named, save_embedding_layers=False)
 
     def settings_files(self) -> dict[str, bytes]:
@@ -102,7 +103,7 @@ class Adapter:
     def save(self, folder: Path) -> None:
         """Writes both files, as plain peft loads them."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in self.tensors().items()}
         save_file(tensors, folder / TENSORS_FILE, metadata={"format": "pt"})
         for name, text in self.settings_files().items():
             (folder / name).write_bytes(text)
@@ -162,6 +163,7 @@ def start_adapter(
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         modules_to_save=list(whole) or None,
         trainable_token_indices=_rows_by_module(model, token_ids, whole),
+        ensure_weight_tying=bool(whole) and _is_tied(model),
     )
     return _put_in(model, config, seed=seed, dropout=adapter.lora_dropout)
 
@@ -273,12 +275,16 @@ def _rows_by_module(
 ) -> dict[str, list[int]] | None:
     """The trained rows of embedding and, where it is another tensor, head; none of what is trained whole."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    assert head is not None, "load_policy refuses models without a head"
-    is_tied = embedding.weight is head.weight
-    modules = [embedding] if is_tied else [embedding, head]
+    modules = [embedding] if _is_tied(model) else [embedding, head]
     names = [name.rpartition(".")[2] for name, module in model.named_modules() if module in modules]
     rows = {name: sorted(token_ids) for name in names if name not in whole and token_ids}
     return rows or None
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    head = model.get_output_embeddings()
+    assert head is not None, "load_policy refuses models without a head"
+    return model.get_input_embeddings().weight is head.weight
 
 
 def _num_rows(model: PreTrainedModel, indices: Any, path: Path, place: str) -> int:
