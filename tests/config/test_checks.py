@@ -108,6 +108,27 @@ def test_the_defaults_contradict_nothing():
             "parallel.sum_gradients | parallel.sum_gradients: pass saves memory only where parameters are "
             "shared; write step, or shard: all",
         ),
+        (
+            {"adapter__type": "lora", "training__precision": "bf16-pure"},
+            "training.precision | training.precision: bf16-pure trains all parameters, and an adapter's base "
+            "is frozen; write bf16, which keeps the base in bf16",
+        ),
+        (
+            {"training__optimizer": "adamw_8bit", "training__precision": "bf16-pure"},
+            "training.optimizer | training.optimizer: adamw_8bit with training.precision (the text "
+            "'bf16-pure'): it would round bf16 parameters to nearest, which loses small updates; "
+            "write precision: bf16 or optimizer: adamw",
+        ),
+        (
+            {"training__optimizer": "adamw_8bit", "parallel__shard": "all"},
+            "training.optimizer | training.optimizer: adamw_8bit with parallel.shard (the text 'all'): "
+            "its blocks cannot be divided among processes; leave shard out or write optimizer: adamw",
+        ),
+        (
+            {"training__optimizer": "adamw_8bit", "parallel__offload_optimizer": True},
+            "training.optimizer | training.optimizer: adamw_8bit with parallel.offload_optimizer (true): "
+            "its states stay on the device; leave offload_optimizer out or write optimizer: adamw",
+        ),
     ],
 )
 def test_a_contradiction_is_told(changes: dict[str, Any], complaint: str):

@@ -59,6 +59,7 @@ training:
   min_learning_rate: 2e-06  # default
   lr_scheduler_type: cosine  # default
   warmup_steps: 0.03  # default
+  optimizer: adamw  # default
   weight_decay: 0.01  # default
   adam_beta1: 0.9  # default
   adam_beta2: 0.999  # default

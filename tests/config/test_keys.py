@@ -99,6 +99,10 @@ def test_every_setting_named_by_a_remedy_exists(name: str):
     [
         ("log_every", "write logging.every, in steps"),
         ("wd", "write training.weight_decay"),
+        ("optim", "write training.optimizer: adamw or adamw_8bit"),
+        ("bf16", "write training.precision: fp32, bf16, bf16-pure, fp16 or auto"),
+        ("pure_bf16", "write training.precision: bf16-pure"),
+        ("stochastic_rounding", "write training.precision: bf16-pure, which rounds stochastically"),
         ("grad_norm_clip", "write training.max_grad_norm"),
         ("num_train_steps", "write training.max_steps"),
         ("checkpoint_dir", "write output_dir, at the top level"),

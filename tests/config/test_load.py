@@ -89,7 +89,7 @@ logging: 5
         "run.yaml:11: seed: stands twice, first in line 10; keep one of them",
         "run.yaml:12: training.warmup_steps: 1.5 is neither a share nor a whole number of steps; "
         "write a share below 1 or a whole number",
-        "run.yaml:13: optimizer: not a name used here; leave it out: AdamW is the optimizer of this version",
+        "run.yaml:13: optimizer: stands in the wrong place; write training.optimizer",
         "run.yaml:13: optimizer.lr: not a name used here; write training.learning_rate",
         "run.yaml:14: trainig: unknown key; did you mean 'training'?",
         "run.yaml:14: trainig.lr: not a name used here; write training.learning_rate",

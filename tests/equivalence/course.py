@@ -36,7 +36,7 @@ class Case:
     num_documents: int = 24
     wide: bool = False
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    precision: Literal["fp32", "fp16"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16-pure"] = "fp32"
     dropout: float = 0.0
     tied: bool = True
     frozen: str | None = None
@@ -122,7 +122,8 @@ def policy_of(case: Case) -> PolicyModel:
         for name, parameter in policy.named_parameters():
             parameter.requires_grad_(case.frozen not in name)
     policy.set_dropout(case.dropout)
-    return (policy.double() if case.wide else policy).train()
+    dtype = torch.bfloat16 if case.precision == "bf16-pure" else torch.float32
+    return policy.to(torch.float64 if case.wide else dtype).train()
 
 
 def documents_of(case: Case) -> Documents:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from tests.equivalence.course import Case, assert_same, follow, follow_all
 from tests.ranks import on_ranks
 
@@ -56,6 +57,21 @@ def test_every_world_size_trains_the_same(world_size: int):
             assert case.mean_of_means, name
         else:
             assert not case.mean_of_means, "a mean of means was not noticed"
+
+
+def test_bf16_throughout_trains_the_same_up_to_rounding():
+    """The first loss of all courses is the same to 1e-3; those after it are those of rounded parameters."""
+    pure = Case(PADDED, precision="bf16-pure", num_steps=4)
+    per_pass = ParallelConfig(shard="all", sum_gradients="pass")
+    cases = [pure, replace(pure, parallel=SHARDED), replace(pure, parallel=per_pass)]
+    expected = follow(replace(pure, precision="fp32"))
+    for courses in ([follow(pure)], *zip(*on_ranks(follow_all, cases, world_size=2), strict=True)):
+        for course in courses:
+            assert course.losses == pytest.approx(expected.losses, rel=1e-2)
+            assert {tensor.dtype for tensor in course.parameters.values()} == {torch.bfloat16}
+        assert all(course.losses == courses[0].losses for course in courses)
+        for name, tensor in courses[0].parameters.items():
+            assert all(torch.equal(course.parameters[name], tensor) for course in courses)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 
 from finetooth.base.errors import ConfigError, problem
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "bf16-pure", "fp16"]
 
 
 class DeviceManager:
@@ -19,8 +19,9 @@ class DeviceManager:
     device:     auto (cuda → mps → cpu), cuda, cuda:1, mps, cpu.
     local_rank: which of this machine's GPUs cuda means, where several processes share the work.
     precision: fp32; bf16 or fp16 (both compute under autocast, with float32 parameters and optimiser
-               states; fp16 with a gradient scaler); auto: bf16 on GPUs that have it, fp16 on older
-               ones, fp32 elsewhere.
+               states; fp16 with a gradient scaler); bf16-pure (parameters, gradients and states are
+               bf16 too, updated with stochastic rounding); auto: bf16 on GPUs that have it, fp16 on
+               older ones, fp32 elsewhere.
     Raises ConfigError for a device that is not there or a precision it has not.
     mps computes in fp32 only, and is untested.
     """
@@ -34,11 +35,18 @@ class DeviceManager:
     @property
     def compute_dtype(self) -> torch.dtype:
         """The type of matrix products and attention."""
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        if self.precision == "fp32":
+            return torch.float32
+        return torch.float16 if self.precision == "fp16" else torch.bfloat16
+
+    @property
+    def parameter_dtype(self) -> torch.dtype:
+        """The type in which trained parameters are kept."""
+        return torch.bfloat16 if self.precision == "bf16-pure" else torch.float32
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """The context in which the policy computes."""
-        if self.precision == "fp32":
+        if self.compute_dtype == self.parameter_dtype:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 

@@ -237,6 +237,45 @@ def _find_shared_four_bits(values: Mapping[str, Any]) -> list[Finding]:
     return [Finding(("parallel.shard", "adapter.type"), fact, "leave shard out, or write adapter.type: lora")]
 
 
+def _find_adapter_in_pure_bf16(values: Mapping[str, Any]) -> list[Finding]:
+    if values["adapter.type"] is None or values["training.precision"] != "bf16-pure":
+        return []
+    fact = "training.precision: bf16-pure trains all parameters, and an adapter's base is frozen"
+    return [Finding(("training.precision", "adapter.type"), fact, "write bf16, which keeps the base in bf16")]
+
+
+def _find_unfit_eight_bit(values: Mapping[str, Any]) -> list[Finding]:
+    """What states of 8 bits cannot be had with."""
+    if values["training.optimizer"] != "adamw_8bit":
+        return []
+    reasons = {
+        "training.precision": (
+            values["training.precision"] == "bf16-pure",
+            "it would round bf16 parameters to nearest, which loses small updates",
+            "write precision: bf16 or optimizer: adamw",
+        ),
+        "parallel.shard": (
+            values["parallel.shard"] is not None,
+            "its blocks cannot be divided among processes",
+            "leave shard out or write optimizer: adamw",
+        ),
+        "parallel.offload_optimizer": (
+            values["parallel.offload_optimizer"],
+            "its states stay on the device",
+            "leave offload_optimizer out or write optimizer: adamw",
+        ),
+    }
+    return [
+        Finding(
+            ("training.optimizer", key),
+            f"training.optimizer: adamw_8bit with {key} ({show_value(values[key])}): {why}",
+            remedy,
+        )
+        for key, (is_given, why, remedy) in reasons.items()
+        if is_given
+    ]
+
+
 CONTRADICTIONS: list[tuple[Set[str], Callable[[Mapping[str, Any]], list[Finding]]]] = [
     ({"model.path", "model.from_config", "model.tokenizer"}, _find_model_source),
     ({"training.row_tokens", "data.max_length"}, _find_short_rows),
@@ -249,4 +288,9 @@ CONTRADICTIONS: list[tuple[Set[str], Callable[[Mapping[str, Any]], list[Finding]
     ({"parallel.shard", "parallel.replicate", "parallel.sum_gradients"}, _find_unshared),
     ({"adapter.type", "model.path"}, _find_adapter_without_base),
     ({"adapter.type", "parallel.shard"}, _find_shared_four_bits),
+    ({"adapter.type", "training.precision"}, _find_adapter_in_pure_bf16),
+    (
+        {"training.optimizer", "training.precision", "parallel.shard", "parallel.offload_optimizer"},
+        _find_unfit_eight_bit,
+    ),
 ]

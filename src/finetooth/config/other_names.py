@@ -12,7 +12,7 @@ _WARMUP = "write training.warmup_steps"
 _WARMUP_SHARE = "write training.warmup_steps; below 1 it is a share of all steps"
 _DECAY_STEPS = "leave it out: the learning rate falls until the last step"
 _CLIP = "write training.max_grad_norm"
-_PRECISION = "write training.precision: fp32, bf16, fp16 or auto"
+_PRECISION = "write training.precision: fp32, bf16, bf16-pure, fp16 or auto"
 _LENGTH = "write data.max_length, the longest document in tokens"
 _MODEL = "write model.path, a folder or a hub name"
 _TOKENIZER = "write model.tokenizer, a folder or a hub name"
@@ -34,7 +34,9 @@ _PACKING = "write training.packing: auto, true or false"
 _SEED = "write training.seed"
 _DEVICE = "write training.device: auto, cuda, cuda:1, mps or cpu"
 _NEW_TOKENS = "write evaluation.max_new_tokens"
-_OPTIMIZER = "leave it out: AdamW is the optimizer of this version"
+_OPTIMIZER = "write training.optimizer: adamw or adamw_8bit"
+_PURE = "write training.precision: bf16-pure"
+_ROUNDING = "write training.precision: bf16-pure, which rounds stochastically"
 _EVALUATE_ALONE = "leave it out: measure with `finetooth eval RUN_OR_MODEL`"
 _WEIGHT_DECAY = "write training.weight_decay"
 _SYSTEM = "write data.system"
@@ -212,7 +214,9 @@ OTHER_NAMES: dict[str, str] = {
     "num_warmup_steps": _WARMUP,
     "num_workers": _WORKERS,
     "optim": _OPTIMIZER,
-    "optimizer": _OPTIMIZER,
+    "optim_type": _OPTIMIZER,
+    "optimizer_name": _OPTIMIZER,
+    "optimizer_type": _OPTIMIZER,
     "out_dir": _OUTPUT,
     "output": _OUTPUT,
     "output_path": _OUTPUT,
@@ -232,6 +236,7 @@ OTHER_NAMES: dict[str, str] = {
     "preprocessing_num_workers": _WORKERS,
     "pretrained_model_name_or_path": _MODEL,
     "project_name": _RUN_NAME,
+    "pure_bf16": _PURE,
     "prompt_masking": _LOSS,
     "qlora": _FOUR_BITS,
     "quantization": _FOUR_BITS,
@@ -260,6 +265,8 @@ OTHER_NAMES: dict[str, str] = {
     "seq_length": _LENGTH,
     "sequence_len": _LENGTH,
     "sequence_length": _LENGTH,
+    "stochastic_rounding": _ROUNDING,
+    "bf16_stochastic_round": _ROUNDING,
     "split_dataset_ratio": _DEV,
     "system_message": _SYSTEM,
     "system_prompt": _SYSTEM,
@@ -285,6 +292,7 @@ OTHER_NAMES: dict[str, str] = {
     "trainable_token_indices": _TRAINED_ROWS,
     "training_steps": _STEPS,
     "tuner_type": _ADAPTER,
+    "use_8bit_adam": "write training.optimizer: adamw_8bit",
     "use_amp": _PRECISION,
     "use_cosine": _SCHEDULER,
     "use_cpu": _DEVICE,

@@ -162,6 +162,9 @@ class TrainingConfig:
     warmup_steps: NotNegative = 0.03
     """Steps over which the learning rate rises to its highest value; below 1, a share of all steps."""
 
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """AdamW with states of the parameters' type, or of 8 bits (needs finetooth[qlora])."""
+
     weight_decay: NotNegative = 0.01
     """AdamW's decay of matrices and embeddings; biases and norms have none."""
 
@@ -184,8 +187,9 @@ class TrainingConfig:
     """A step whose loss or gradient is not finite: stop ends the run, skip passes over up to ten of them
     and notes their documents in metrics.jsonl. Neither touches the policy."""
 
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of the forward and backward pass; parameters stay in fp32. Auto takes what pays here."""
+    precision: Literal["auto", "fp32", "bf16", "bf16-pure", "fp16"] = "auto"
+    """Number format of the forward and backward pass; parameters stay in fp32, but for bf16-pure, which has
+    all in bf16 and rounds stochastically. Auto takes fp32, bf16 or fp16, whichever pays here."""
 
     device: Literal["auto", "cuda", "mps", "cpu"] | OneGPU = "auto"
     """Where to train: auto (cuda, then mps, then cpu), cuda, one GPU of several (cuda:1), mps or cpu."""

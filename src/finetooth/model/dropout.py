@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from finetooth.base.errors import ConfigError, problem
+from finetooth.base.split_mix import GOLDEN, mix
 
 # Names of a layer's attention and feed-forward block in the families that transformers has.
 ATTENTION = ("self_attn", "attn", "attention", "self_attention", "linear_attn", "mixer", "temporal_block")
@@ -98,19 +99,7 @@ def num_groups(num_features: int) -> int:
 def random_bits(keys_BT: torch.Tensor, first_group: int, num_features: int) -> torch.Tensor:
     """Even 16-bit numbers, int16 [B, T, D]: the stream of SplitMix64 that starts at each token's key."""
     counters = first_group + 1 + torch.arange(num_groups(num_features), device=keys_BT.device)
-    values_BTG = keys_BT[..., None] + counters * _signed(0x9E3779B97F4A7C15)
-    _fold(values_BTG, 30).mul_(_signed(0xBF58476D1CE4E5B9))
-    _fold(values_BTG, 27).mul_(_signed(0x94D049BB133111EB))
-    return _fold(values_BTG, 31).view(torch.int16)[..., :num_features]
-
-
-def _fold(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """values ^= values >> bits, without the sign that int64 would shift in."""
-    return values.bitwise_xor_((values >> bits).bitwise_and_((1 << (64 - bits)) - 1))
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64)
+    return mix(keys_BT[..., None] + counters * GOLDEN).view(torch.int16)[..., :num_features]
 
 
 def _blocks_of(layer: nn.Module) -> tuple[nn.Module, nn.Module]:

@@ -74,12 +74,12 @@ def adapter_folder(name: str | None) -> Path | None:
     return folder if name and (folder / ADAPTER_CONFIG).is_file() else None
 
 
-def build_fresh(path: Path, place: str, *, seed: int) -> PreTrainedModel:
-    """A model with fresh float32 parameters, drawn with the seed, after a config.json."""
+def build_fresh(path: Path, place: str, *, seed: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model with fresh parameters of this type, drawn with the seed, after a config.json."""
     config = read_config(path, place)
     try:
         with deterministic_seed(seed):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except UNUSABLE as error:
         raise ConfigError(problem(place, f"{path}: {first_line(error)}", "correct the file")) from error
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -36,8 +37,8 @@ def load_policy(
     model: as for `load_model`. A folder with an adapter gives its base with the adapter in it.
     Every dropout in the model's own config is set to 0. place: what names the model, for messages.
     must_pack: whether documents must be able to share a row; see `settle_packing`.
-    frozen_for: the kind of adapter that is trained in place of the parameters. These are float32; frozen
-    ones are in the type that the devices compute in, or in 4 bits for qlora.
+    frozen_for: the kind of adapter that is trained in place of the parameters. These are float32, or bf16
+    with bf16-pure; frozen ones are in the type that the devices compute in, or in 4 bits for qlora.
     Raises ConfigError for a model that is absent, incomplete, or not computed exactly by finetooth.
     """
     place = place or ("model.path" if model.path else "model.from_config")
@@ -45,7 +46,7 @@ def load_policy(
     if adapter is not None:
         return _load_adapted(adapter, place, devices=devices, must_pack=must_pack, kind=frozen_for or "lora")
     if frozen_for is None or model.path is None:
-        loaded = load_model(model, place=place, seed=seed)
+        loaded = load_model(model, place=place, seed=seed, dtype=devices.parameter_dtype)
     else:
         loaded = _load_frozen(model.path, place, devices=devices, frozen_for=frozen_for)
     _refuse_what_is_not_computed(loaded, place)
@@ -54,8 +55,10 @@ def load_policy(
     return policy
 
 
-def load_model(model: ModelConfig, *, place: str, seed: int = 42) -> PreTrainedModel:
-    """The transformers model that the settings name, with float32 parameters on the CPU.
+def load_model(
+    model: ModelConfig, *, place: str, seed: int = 42, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """The transformers model that the settings name, with parameters of this type on the CPU.
 
     model: `path`, a folder or hub name (parameters from safetensors; no code from the repository is run) or
     a `.pt` file of a described system, with `from_config` where it holds parameters alone; or only
@@ -66,11 +69,15 @@ def load_model(model: ModelConfig, *, place: str, seed: int = 42) -> PreTrainedM
     with quiet_transformers():
         if model.path is None:
             assert model.from_config is not None, "the config's validation asks for one of the two"
-            return build_fresh(Path(model.from_config), place, seed=seed)
+            return build_fresh(Path(model.from_config), place, seed=seed, dtype=dtype)
         if is_legacy(model.path):
             loaded = load_legacy(model.path, place, config_path=model.from_config)
+            for (
+                parameter
+            ) in loaded.parameters():  # buffers stay in float32, as they do when a folder is loaded
+                parameter.data = parameter.data.to(dtype)
         else:
-            loaded = load_folder(model.path, place)
+            loaded = load_folder(model.path, place, dtype=dtype)
     freeze_absent(loaded, place)
     return loaded
 

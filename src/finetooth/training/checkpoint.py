@@ -34,7 +34,7 @@ from finetooth.training.dealt_files import (
     gather_tensors,
     write_contents,
 )
-from finetooth.training.optimizer import OffloadedAdamW
+from finetooth.training.optimizer import settle_states
 from finetooth.training.tensor_files import read_like
 
 _PATIENCE_SECONDS = 30.0
@@ -255,8 +255,7 @@ def restore_optimizer(
                 parameter = parameters[parameter_name]
                 if id(parameter) in trained:
                     optimizer.state[parameter][key] = read_like(opened.get_slice(name), parameter)
-                    if isinstance(optimizer, OffloadedAdamW):
-                        optimizer.hold(parameter)
+                    settle_states(optimizer, parameter)
 
 
 @contextlib.contextmanager
@@ -274,7 +273,7 @@ def _opened(file: Path) -> Iterator[Any]:
 def _optimizer_tensors(policy: PolicyModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in policy.model.named_parameters()}
     return {
-        f"{key}.{names[parameter]}": value
+        f"{key}.{names[parameter]}": torch.as_tensor(value)
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }

@@ -12,6 +12,7 @@ from finetooth.base.errors import DeviceMemoryError, is_out_of_memory, problem
 from finetooth.batching.collate import Batch
 from finetooth.batching.packing import Layout, Row, forward_passes, lay_out
 from finetooth.batching.schedule import Schedule
+from finetooth.training.optimizer import new_states
 from finetooth.training.parallel import SharedPolicy
 
 LOOKED_AT_STEPS = 1000
@@ -19,11 +20,15 @@ LOOKED_AT_STEPS = 1000
 
 @dataclass(frozen=True, slots=True)
 class LargestPass:
-    """The forward pass that needs most memory: its rows, and its tokens with padding."""
+    """The forward pass that needs most memory: its rows, and its tokens with padding.
+
+    has_others: whether its step has further passes, on whichever rank
+    """
 
     step: int
     rows: list[Row]
     num_tokens: int
+    has_others: bool
 
 
 def find_layout(
@@ -49,7 +54,7 @@ def find_layout(
 def largest_pass(schedule: Schedule, layout: Layout, *, first: int = 1, world_size: int = 1) -> LargestPass:
     """The largest forward pass, over all ranks, of the next 1,000 steps, or of all left."""
     passes = (
-        LargestPass(step.number, rows, _padded_tokens(schedule, rows))
+        LargestPass(step.number, rows, _padded_tokens(schedule, rows), len(of_rank) > layout.rows_at_once)
         for step in islice(schedule.steps(first), LOOKED_AT_STEPS)
         for of_rank in lay_out(
             step.documents, schedule.lengths[step.documents], layout=layout, world_size=world_size
@@ -77,20 +82,27 @@ def smaller(layout: Layout, *, longest_document: int) -> Layout | None:
 
 
 def fits(
-    shared: SharedPolicy, batch: Batch, *, optimizer: torch.optim.Optimizer, devices: DeviceManager
+    shared: SharedPolicy,
+    batch: Batch,
+    *,
+    optimizer: torch.optim.Optimizer,
+    devices: DeviceManager,
+    has_others: bool = True,
 ) -> bool:
     """Whether every rank's memory holds a forward and backward pass of this batch, as in the midst of a run.
 
     Gradients and optimiser states are there meanwhile; nothing of it stays. Every rank must ask.
+    has_others: whether a step has further passes, whose gradients are summed.
     """
     failed = False
     try:
-        _rehearse(shared, batch, optimizer, devices)
+        _rehearse(shared, batch, optimizer, devices, has_others)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         failed = True
     optimizer.zero_grad()
+    shared.sums.clear()
     release(devices)
     return not shared.ranks.highest(int(failed))
 
@@ -119,18 +131,21 @@ def _refuse(
 
 
 def _rehearse(
-    shared: SharedPolicy, batch: Batch, optimizer: torch.optim.Optimizer, devices: DeviceManager
+    shared: SharedPolicy,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    devices: DeviceManager,
+    has_others: bool,
 ) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    # AdamW allocates its two states in the first step, and gradients stay while a step accumulates.
+    # The states are allocated in the first step, and gradients stay while a step accumulates.
     states = [
-        torch.empty_like(parameter)
-        for parameter in parameters
-        if parameter not in optimizer.state
-        for _ in range(2)
+        new_states(optimizer, parameter) for parameter in parameters if parameter not in optimizer.state
     ]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
+    if has_others and not shared.is_sharded:
+        shared.sums.take(parameters)
     # Gradients are sent to the other ranks only where they are shared parts: else one rank alone may fail.
     with shared.accumulating(is_last=shared.is_sharded):
         with devices.autocast():

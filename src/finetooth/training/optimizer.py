@@ -5,8 +5,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
+
+from finetooth.training.eight_bit import eight_bit_adamw, is_eight_bit, new_eight_bit_states
+from finetooth.training.stochastic_rounding import StochasticAdamW, own_part
 
 
 def create_optimizer(
@@ -16,28 +18,53 @@ def create_optimizer(
     weight_decay: float = 0.01,
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
+    kind: Literal["adamw", "adamw_8bit"] = "adamw",
     offload: bool = False,
-) -> torch.optim.AdamW:
+    seed: int = 42,
+) -> torch.optim.Optimizer:
     """AdamW (Loshchilov, Hutter 2019) over the parameters that are trained, in two groups.
 
     Parameters with two or more dimensions decay; the others (biases and norms, whatever they are
-    called) do not. The fused implementation is used where the device has one.
+    called) do not. The fused implementation is used where the device has one. Parameters in bf16 have
+    states in bf16, and are rounded stochastically.
+    kind:    adamw, or adamw_8bit, whose states have 8 bits and parameters float32.
     offload: keeps the states in the host's memory, and computes there.
+    seed:    decides how bf16 parameters are rounded.
+    Raises ConfigError for adamw_8bit where bitsandbytes is not installed, or knows not the device.
     """
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    fused = not offload and all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
-    kind = OffloadedAdamW if offload else torch.optim.AdamW
-    return kind(
-        [group for group in groups if group["params"]],
-        lr=learning_rate,
-        betas=betas,
-        eps=epsilon,
-        fused=fused,
-    )
+    groups = [group for group in groups if group["params"]]
+    options: dict[str, Any] = {"lr": learning_rate, "betas": betas, "eps": epsilon}
+    if kind == "adamw_8bit":
+        assert not offload, "the config's validation refuses it"
+        return eight_bit_adamw(groups, **options)
+    if any(parameter.dtype == torch.bfloat16 for parameter in trained):
+        return StochasticAdamW(groups, **options, seed=seed, offload=offload)
+    if offload:
+        return OffloadedAdamW(groups, **options, fused=False)
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
+    return torch.optim.AdamW(groups, **options, fused=fused)
+
+
+def new_states(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Tensors like the states that the optimiser will make for a parameter in its first update."""
+    if isinstance(optimizer, (StochasticAdamW, OffloadedAdamW)):
+        return optimizer.new_states(parameter)
+    if is_eight_bit(optimizer):
+        return new_eight_bit_states(parameter)
+    return {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+
+
+def settle_states(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> None:
+    """Brings states that were read from a checkpoint into the form and place that the optimiser wants."""
+    if isinstance(optimizer, (StochasticAdamW, OffloadedAdamW)):
+        optimizer.hold(parameter)
+    if is_eight_bit(optimizer) and "step" in optimizer.state[parameter]:
+        optimizer.state[parameter]["step"] = int(optimizer.state[parameter]["step"])
 
 
 class OffloadedAdamW(torch.optim.AdamW):
@@ -56,21 +83,24 @@ class OffloadedAdamW(torch.optim.AdamW):
         """Brings a parameter's states to the host, making those that are absent."""
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"] = torch.zeros_like(parameter, device="cpu")
-            state["exp_avg_sq"] = torch.zeros_like(parameter, device="cpu")
+            state.update(self.new_states(parameter))
         for name, tensor in state.items():
             state[name] = tensor.cpu()
+
+    def new_states(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The states of a parameter before its first update."""
+        zeros = {name: torch.zeros_like(parameter, device="cpu") for name in ("exp_avg", "exp_avg_sq")}
+        return {"step": torch.zeros(()), **zeros}
 
     def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
         assert parameter.grad is not None
         self.hold(parameter)
-        state = {name: _own_part(tensor) for name, tensor in self.state[parameter].items()}
-        own = _own_part(parameter)
+        state = {name: own_part(tensor) for name, tensor in self.state[parameter].items()}
+        own = own_part(parameter)
         on_host = own.cpu()
         adamw(
             [on_host],
-            [_own_part(parameter.grad).cpu()],
+            [own_part(parameter.grad).cpu()],
             [state["exp_avg"]],
             [state["exp_avg_sq"]],
             [],
@@ -86,10 +116,6 @@ class OffloadedAdamW(torch.optim.AdamW):
         )
         if on_host is not own:
             own.copy_(on_host)
-
-
-def _own_part(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def num_warmup_steps(warmup_steps: float, num_steps: int) -> int:

@@ -7,7 +7,7 @@ mean over ranks, so the loss is multiplied by their number, which leaves the sum
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -25,6 +25,7 @@ from finetooth.batching.collate import Batch, collate
 from finetooth.config.schema import ParallelConfig
 from finetooth.data.records import DocumentSource
 from finetooth.model.policy import PolicyModel
+from finetooth.training.gradient_sums import GradientSums
 
 _ALIGNMENT_BYTES = 64
 
@@ -35,12 +36,14 @@ class SharedPolicy:
 
     trained:   what the forward pass of training goes through
     sums_once: whether gradients are added up once per step rather than in every forward pass
+    sums:      of this rank's gradients, while a step has further passes, where parameters are bf16
     """
 
     policy: PolicyModel
     trained: nn.Module
     ranks: Ranks
     sums_once: bool = True
+    sums: GradientSums = field(default_factory=GradientSums)
 
     @property
     def is_sharded(self) -> bool:
@@ -67,10 +70,13 @@ class SharedPolicy:
             is_sent = is_last or not self.sums_once
             cast(FSDPModule, self.trained).set_requires_gradient_sync(is_sent)
             cast(FSDPModule, self.trained).set_reshard_after_backward(is_sent)
-        if isinstance(self.trained, DistributedDataParallel) and not is_last:
-            with self.trained.no_sync():
-                yield
-        else:
+        with contextlib.ExitStack() as stack:
+            if is_last:
+                self.sums.give_back()
+            else:
+                stack.enter_context(self.sums.adding(self.policy.parameters()))
+                if isinstance(self.trained, DistributedDataParallel):
+                    stack.enter_context(self.trained.no_sync())
             yield
 
 
@@ -131,12 +137,27 @@ def _replicated(policy: PolicyModel, devices: DeviceManager) -> DistributedDataP
     options = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
     keep_buffers: dict[str, Any] = {name: False}
-    return DistributedDataParallel(
+    replicated = DistributedDataParallel(
         policy,
         gradient_as_bucket_view=True,
         find_unused_parameters=not _reaches_all(policy, devices),
         **keep_buffers,
     )
+    if devices.parameter_dtype != torch.float32:
+        replicated.register_comm_hook(None, _mean_in_float32)
+    return replicated
+
+
+def _mean_in_float32(_: object, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+    """The mean over ranks of gradients narrower than float32, rounded once."""
+    wide = bucket.buffer().float()
+    work = dist.all_reduce(wide, async_op=True)
+    assert work is not None, "it was asked for as asynchronous work"
+
+    def rounded(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+        return bucket.buffer().copy_(future.value()[0] / dist.get_world_size())
+
+    return work.get_future().then(rounded)
 
 
 def _reaches_all(policy: PolicyModel, devices: DeviceManager) -> bool:
@@ -155,9 +176,11 @@ def _shard(policy: PolicyModel, ranks: Ranks, parallel: ParallelConfig, devices:
         mesh = init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
     else:
         mesh = init_device_mesh(kind, (dist.get_world_size(),), mesh_dim_names=("shard",))
-    narrow = None if devices.precision == "fp32" else devices.compute_dtype
+    computes_narrow = devices.compute_dtype != torch.float32
     precision = MixedPrecisionPolicy(
-        param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None, cast_forward_inputs=False
+        param_dtype=devices.compute_dtype if computes_narrow else None,
+        reduce_dtype=torch.float32 if computes_narrow else None,
+        cast_forward_inputs=False,
     )
     for layer in policy.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)

@@ -93,6 +93,7 @@ def _accumulate(
 ) -> float:
     """Leaves the (scaled) gradient of the step's mean loss in the parameters; returns that loss."""
     optimizer.zero_grad()
+    shared.sums.clear()
     loss_sum = torch.zeros((), dtype=torch.float64 if devices.device.type != "mps" else torch.float32)
     loss_sum = loss_sum.to(devices.device)
     gradient_scale = scaler.get_scale() / total_loss_weight
@@ -139,4 +140,8 @@ def _lower_scale(scaler: torch.amp.GradScaler) -> None:
 
 def _grad_norm(parameters: Sequence[nn.Parameter]) -> float:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if any(gradient.dtype == torch.bfloat16 for gradient in gradients):
+        # The norms would be rounded to bf16, too.
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        return float(whole(torch.linalg.vector_norm(torch.stack(norms))))
     return float(whole(nn.utils.get_total_norm(gradients)))

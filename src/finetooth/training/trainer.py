@@ -139,7 +139,9 @@ class SFTTrainer:
             weight_decay=config.training.weight_decay,
             betas=(config.training.adam_beta1, config.training.adam_beta2),
             epsilon=config.training.adam_epsilon,
+            kind=config.training.optimizer,
             offload=config.parallel.offload_optimizer,
+            seed=config.training.seed,
         )
         self.scaler = self.devices.gradient_scaler()
         self.state = TrainingState(next_step=1, identity=self.identity())

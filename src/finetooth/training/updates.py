@@ -135,7 +135,13 @@ class Updates:
         largest = largest_pass(self.schedule, layout, first=first, world_size=self.shared.ranks.world_size)
         with self.shared.ranks.doing("rehearsing the largest forward pass"):
             batch = self._batch(largest.rows, largest.step)
-            is_fitting = fits(self.shared, batch, optimizer=self.optimizer, devices=self.devices)
+            is_fitting = fits(
+                self.shared,
+                batch,
+                optimizer=self.optimizer,
+                devices=self.devices,
+                has_others=largest.has_others,
+            )
         return None if is_fitting else largest
 
     def _take_layout(self, layout: Layout) -> None:
