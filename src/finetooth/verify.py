@@ -157,7 +157,9 @@ def _judge_steps(
 ) -> tuple[list[Verdict], _Measured]:
     policy, _ = start_policy(config, prepared.template, devices=devices)
     refuse_misfits(policy, prepared.tokenizer, longest_document=prepared.longest_document)
-    policy.train()
+    policy.train(
+        policy.balance is None
+    )  # an auxiliary loss is of the rows, and never the same in two layouts
     started = time.perf_counter()
     each = compute_step(policy, documents, layout=_apart(1), devices=devices)
     seconds = time.perf_counter() - started

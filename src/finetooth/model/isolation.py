@@ -41,11 +41,15 @@ def settle_packing(
     documents reach beyond them. Where this does not hold, each is given a row of its own, padded at the end,
     and its hidden states and loss must be those of transformers.
 
+    An auxiliary loss that a mixture of experts asks for must be transformers' own for a document alone.
+
     must_pack: whether a model whose documents cannot share a row is of no use.
     Raises ConfigError for a model whose documents cannot be computed exactly (or not packed, if they must).
     """
     kind = type(policy.model).__name__
     policy.why_not_packed = _why_not_packed(policy, devices)
+    if policy.balance is not None:
+        _prove_balance(policy, devices, place)
     if policy.why_not_packed is None:
         return
     try:
@@ -82,6 +86,21 @@ def _why_not_packed(policy: PolicyModel, devices: DeviceManager) -> str | None:
         return "it does not pass the layout of packed documents on to its attention"
     except _FAILURES as error:
         return f"it cannot compute packed documents: {first_line(error)}"
+
+
+def _prove_balance(policy: PolicyModel, devices: DeviceManager, place: str) -> None:
+    documents = _RandomDocuments(policy.vocab_size)
+    batch = collate(_APART[:1], documents, row_multiple=8).to(devices.device)
+    assert policy.balance is not None
+    with _evaluating(policy), devices.autocast(), policy.own_attention():
+        input_ids = batch.token_ids_BT[:, : _LENGTHS[0]]
+        theirs = getattr(policy.model(input_ids=input_ids, use_cache=False), "aux_loss", None)
+        ours = None if theirs is None else policy.balance_sum(batch)
+    own = None if theirs is None else theirs.float() * policy.balance.coefficient * batch.loss_weights_N.sum()
+    allowed = 1e-4 if devices.precision == "fp32" else 5e-2
+    if ours is None or own is None or not abs(float(ours - own)) <= allowed * abs(float(own)):
+        fact = f"{type(policy.model).__name__}: its auxiliary loss is not that of other mixtures of experts"
+        raise ConfigError(problem(place, fact, "write output_router_logits: false in config.json"))
 
 
 def _difference(policy: PolicyModel, rows: Sequence[Row], devices: DeviceManager) -> str | None:
@@ -191,6 +210,6 @@ class _RandomDocuments:
 def _alone(policy: PolicyModel, document: Document) -> tuple[torch.Tensor, torch.Tensor]:
     """The document's hidden states [T, D] and loss sum, computed by transformers alone."""
     input_ids = torch.from_numpy(document.token_ids.astype(np.int64))[None].to(policy.device)
-    out = policy.model(input_ids=input_ids, labels=input_ids, use_cache=False)
+    loss = policy.own_loss(input_ids, labels=input_ids)
     hidden = policy.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
-    return hidden, out.loss.float() * document.num_targets
+    return hidden, loss.float() * document.num_targets

@@ -18,6 +18,7 @@ from finetooth.base.errors import ConfigError, problem
 from finetooth.batching.collate import Batch
 from finetooth.data.records import IGNORED_LABEL
 from finetooth.model.attention import IMPLEMENTATION
+from finetooth.model.balance import balance_loss, balance_of
 from finetooth.model.dropout import KeyedDropout, ResidualDropout
 from finetooth.model.loss import LogitTransform, head_loss, sft_loss
 from finetooth.model.quiet import quiet_transformers
@@ -35,6 +36,7 @@ class PolicyModel(nn.Module):
     model:          any transformers causal LM; `load_policy` loads one and proves it to be computed exactly.
     why_not_packed: why documents of this model cannot share a row; None where they can.
     adapter:        what alone is trained of the model; None where all of it is.
+    balance:        the auxiliary loss that a mixture of experts asks for, added in training mode, or None.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -45,6 +47,7 @@ class PolicyModel(nn.Module):
         self._dropout: ResidualDropout | None = None
         self._own_attention: str = model.config._attn_implementation or "eager"
         self._logit_transform = _logit_transform(model.config.get_text_config())
+        self.balance = balance_of(model.config.get_text_config())
 
     @property
     def device(self) -> torch.device:
@@ -117,17 +120,38 @@ class PolicyModel(nn.Module):
         Where documents cannot share a row, each has its own, and the model computes it with its own
         attention, without a mask: nothing looks ahead, and padding stands behind the document.
         """
+        return self._backbone(batch).last_hidden_state
+
+    def balance_sum(self, batch: Batch) -> torch.Tensor:
+        """The auxiliary loss of a batch's rows, weighted as `balance_loss` says; a scalar, float32."""
+        assert self.balance is not None, "asked of a model whose config wants it"
+        out = self._backbone(batch, output_router_logits=True)
+        return balance_loss(out.router_logits, batch, self.balance)
+
+    def own_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """transformers' own mean loss of rows without padding, int [B, T]; −100 where nothing is a target.
+
+        With the auxiliary loss in training mode only, as in that of a batch.
+        """
+        with self.own_attention():
+            out = self.model(input_ids=input_ids, labels=labels, use_cache=False)
+        if self.balance is None or self.training:
+            return out.loss
+        return out.loss - self.balance.coefficient * out.aux_loss
+
+    def _backbone(self, batch: Batch, **options: Any) -> Any:
         if self.why_not_packed is not None:
             _require_own_rows(batch)
             with self.own_attention():
-                return self.model.base_model(input_ids=batch.token_ids_BT, use_cache=False).last_hidden_state
+                return self.model.base_model(input_ids=batch.token_ids_BT, use_cache=False, **options)
         with self._attention(IMPLEMENTATION):
             return self.model.base_model(
                 input_ids=batch.token_ids_BT,
                 position_ids=batch.positions_BT,
                 use_cache=False,
                 document_layout=batch.layout,
-            ).last_hidden_state
+                **options,
+            )
 
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -210,8 +234,15 @@ class PolicyModel(nn.Module):
             yield
 
     def _loss_sum(self, batch: Batch, gradient_scale: float) -> torch.Tensor:
+        is_balanced = self.balance is not None and self.training
         with self._dropping(batch):
-            hidden_BTD = self.hidden_states(batch)
+            out = self._backbone(batch, **({"output_router_logits": True} if is_balanced else {}))
+        loss_sum = self._head_loss(out.last_hidden_state, batch, gradient_scale)
+        if self.balance is None or not is_balanced:
+            return loss_sum
+        return loss_sum + balance_loss(out.router_logits, batch, self.balance)
+
+    def _head_loss(self, hidden_BTD: torch.Tensor, batch: Batch, gradient_scale: float) -> torch.Tensor:
         wrapped = self.model.get_output_embeddings()
         assert wrapped is not None, "load_policy refuses models without a head"
         head = self._plain(wrapped)

@@ -210,7 +210,7 @@ def _own_loss(policy: PolicyModel, document: Document, weight: float) -> torch.T
     ids = torch.from_numpy(document.token_ids.astype(np.int64))
     labels = torch.where(torch.from_numpy(document.loss_weights == weight), ids, IGNORED_LABEL)
     ids, labels = ids[None].to(policy.device), labels[None].to(policy.device)
-    return policy.model(input_ids=ids, labels=labels, use_cache=False).loss
+    return policy.own_loss(ids, labels)
 
 
 @torch.no_grad()
