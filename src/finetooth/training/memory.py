@@ -119,7 +119,11 @@ def _refuse(
 ) -> DeviceMemoryError:
     fact = f"a forward pass of {largest.num_tokens:,} tokens, as in step {largest.step}, does not fit"
     if fitting is None:
-        remedy = "not even the longest document alone fits; lower data.max_length or set parallel.shard"
+        remedy = (
+            "not even the longest document alone fits; lower data.max_length, set parallel.shard, or keep less "
+            "per parameter than the 16 bytes of fp32, bf16 and fp16: training.optimizer: adamw_8bit (10), "
+            "training.precision: bf16-pure (8 to 10), an adapter (about 2)"
+        )
     else:
         settings = ", ".join(
             f"training.{name}: {getattr(fitting, name)}"
