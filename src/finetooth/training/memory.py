@@ -122,7 +122,8 @@ def _refuse(
         remedy = (
             "not even the longest document alone fits; lower data.max_length, set parallel.shard, or keep "
             "less per parameter than the 16 bytes of fp32, bf16 and fp16: "
-            "training.optimizer: adamw_8bit (10), training.precision: bf16-pure (8 to 10), an adapter (about 2)"
+            "training.optimizer: adamw_8bit (10), training.precision: bf16-pure (8 to 10), "
+            "an adapter (about 2)"
         )
     else:
         settings = ", ".join(

@@ -148,7 +148,10 @@ def _replicated(policy: PolicyModel, devices: DeviceManager) -> DistributedDataP
     return replicated
 
 
-def _mean_in_float32(_: object, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+def _mean_in_float32(
+    _: object,
+    bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage] - torch asks for this annotation
+) -> torch.futures.Future[torch.Tensor]:
     """The mean over ranks of gradients narrower than float32, rounded once."""
     wide = bucket.buffer().float()
     work = dist.all_reduce(wide, async_op=True)
