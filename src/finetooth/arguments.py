@@ -34,6 +34,7 @@ class Form(StrEnum):
     """What `export --to` writes."""
 
     FOLDER = "folder"
+    PT = "pt"
 
 
 class DType(StrEnum):

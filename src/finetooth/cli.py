@@ -316,8 +316,13 @@ def chat(
 
 @app.command()
 def export(
-    target: Annotated[str, typer.Argument(metavar="RUN", help="Directory of a finished run.")],
-    to: Annotated[Form, typer.Option(help="What to write: folder, the whole policy.")] = Form.FOLDER,
+    target: Annotated[
+        str, typer.Argument(metavar="RUN_OR_PT", help="Directory of a finished run, or a .pt file.")
+    ],
+    to: Annotated[
+        Form,
+        typer.Option(help="folder: as transformers loads it; pt: as the system the base came from does."),
+    ] = Form.FOLDER,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder to write; must not exist. Default: RUN/export/FORM."),
@@ -327,6 +332,9 @@ def export(
     check: Annotated[
         bool, typer.Option("--verify", help="Load what was written in a fresh process; compare it.")
     ] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Tokenizer to put beside the model of a .pt file.")
+    ] = None,
     as_json: AsJson = False,
     offline: Offline = False,
 ) -> None:
@@ -342,6 +350,7 @@ def export(
             dtype=dtype.value,
             shard_size=shard_size,
             verify=check,
+            tokenizer=tokenizer,
             console=console,
         )
 

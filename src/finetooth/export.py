@@ -1,4 +1,4 @@
-"""The verb `export`: the policy of a finished run as a folder that other programs load directly."""
+"""The verb `export`: the policy of a finished run, or a `.pt` file, in a form that other programs load."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from finetooth.data.records import Document
 from finetooth.data.templates.template import resolve_template
 from finetooth.data.tokenizer.tokenizer import load_tokenizer
 from finetooth.evaluation.dev_loss import sample_documents
+from finetooth.model.legacy.reading import is_legacy
 from finetooth.model.load import load_policy
 from finetooth.reporting.model_card import model_card
 from finetooth.reporting.run_facts import read_facts
@@ -23,6 +24,7 @@ from finetooth.reporting.serving import Form
 from finetooth.reporting.template_proof import Rendering, differing, renderings
 from finetooth.reporting.verdicts import Verdict, skipped, verdicts_table
 from finetooth.training.exports import FinishedRun, open_run, write_folder
+from finetooth.training.legacy_export import require_twin, write_pt_as_folder, write_run_as_pt
 from finetooth.training.reloading import (
     Behaviour,
     Reloaded,
@@ -69,30 +71,71 @@ def export(
     dtype: DType = "fp32",
     shard_size: str = "5GB",
     verify: bool = False,
+    tokenizer: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Writes the policy of a run; returns where it stands and how large it is.
 
-    target:     a run directory; out: the folder to write, by default export/ of the run directory
+    target:     a run directory, or a `.pt` file of a described system, which becomes a folder
+    out:        the folder to write, by default export/ of the run directory
     shard_size: how much a file of parameters holds at most: 500MB, 5GB
     verify:     whether a fresh process loads what was written and is held against the policy; the verdicts
                 are returned, `passed` among them
+    tokenizer:  folder or hub name of a `.pt` file's tokenizer, whose files are put into the folder
     Raises ConfigError for a run that has not finished, or where something stands at `out` already.
     """
     console = console or Console(quiet=True)
     shard_bytes = _bytes_of(shard_size)
-    run = open_run(target)
-    out = out or run.folder / "export" / to
+    if is_file := is_legacy(target):
+        out = _place_of_file(out, to, verify)
+    elif tokenizer is not None:
+        raise ConfigError(problem("--tokenizer", "a run has its own", "leave it out"))
+    run = None if is_file else open_run(target)
+    if out is None:
+        assert run is not None, "a file's place has been asked for"
+        out = run.folder / "export" / to
     if out.exists():
         raise ConfigError(problem("--out", f"{out} exists", "name a new folder, or remove it"))
+    if run is None:
+        write_pt_as_folder(target, out, dtype=dtype, shard_bytes=shard_bytes, tokenizer=tokenizer)
+    elif to == "pt":
+        _refuse_for_pt(dtype, verify)
+        write_run_as_pt(run, out)
+    else:
+        _write_folder(run, out, to, dtype, shard_bytes)
+    num_bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    print_line(console, f"{to}: {out}, {num_bytes / 1e6:,.1f} MB, {dtype}")
+    result = {"to": to, "out": str(out), "dtype": dtype, "num_bytes": num_bytes}
+    return result | (_verify(run, out, dtype, console) if verify and run is not None else {})
+
+
+def _place_of_file(out: Path | None, to: Form, verify: bool) -> Path:
+    """Where a `.pt` file is written to as a folder."""
+    if to != "folder":
+        raise ConfigError(problem("--to", "a .pt file becomes a folder only", "write --to folder"))
+    if verify:
+        raise ConfigError(problem("--verify", "a .pt file has no records to be asked", "leave it out"))
+    if out is None:
+        raise ConfigError(
+            problem("--out", "a .pt file has no run directory to write to", "name a new folder")
+        )
+    return out
+
+
+def _refuse_for_pt(dtype: DType, verify: bool) -> None:
+    if dtype != "fp32":
+        raise ConfigError(problem("--dtype", "pt is written in fp32", "leave it out"))
+    if verify:
+        fact = "a fresh process without finetooth cannot load pt"
+        raise ConfigError(problem("--verify", fact, "leave it out; finetooth eval reads what was written"))
+
+
+def _write_folder(run: FinishedRun, out: Path, to: Form, dtype: DType, shard_bytes: int) -> None:
+    require_twin(run)
     facts = read_facts(run.folder, run.config)
     template = resolve_template("own", load_tokenizer(str(run.final)))
     card = model_card(facts, template, form=to, dtype=dtype)
     write_folder(run, out, dtype=dtype, shard_bytes=shard_bytes, card=card)
-    num_bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    print_line(console, f"{to}: {out}, {num_bytes / 1e6:,.1f} MB, {dtype}")
-    result = {"to": to, "out": str(out), "dtype": dtype, "num_bytes": num_bytes}
-    return result | (_verify(run, out, dtype, console) if verify else {})
 
 
 def _verify(run: FinishedRun, out: Path, dtype: DType, console: Console) -> dict[str, Any]:

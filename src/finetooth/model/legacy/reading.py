@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from finetooth.base.errors import ConfigError, DataError, problem
 from finetooth.base.torch_files import StoredObject, read_torch_file
+from finetooth.config.wording import show_value
 from finetooth.model.legacy.known import LAYOUTS
 from finetooth.model.legacy.layouts import Layout, is_met, names_of
 from finetooth.model.legacy.origin import LegacyOrigin, checked_origin, remember
@@ -90,6 +91,11 @@ class _Reading:
         if embedding is None or embedding.ndim != 2:
             fact = f"there is no matrix {self.layout.embedding} in {self.layout.state}"
             raise ConfigError(problem(self.subject, fact, _INTACT))
+        told = settings.get(self.layout.vocabulary or "", embedding.shape[0])
+        if told != embedding.shape[0]:
+            fact = f"{self.layout.settings}: {self.layout.vocabulary} is {show_value(told)}"
+            fact += f", and {self.layout.embedding} has {embedding.shape[0]} rows"
+            raise ConfigError(problem(self.subject, fact, _INTACT))
         bare = checked_origin(self.layout, settings, (), embedding.shape[0], self.subject)
         self._require_as_many(bare.sizes)
         held = tuple(
@@ -144,14 +150,11 @@ class _Reading:
             with torch.device("meta"):
                 shape = tuple(constant.compute(origin.all_settings).shape)
             names = names_of(constant, origin.sizes)
-            wrong += [name for name in names if self.arrays[name].shape != shape]
-            if not wrong:
+            misshapen = [name for name in names if self.arrays[name].shape != shape]
+            if not misshapen:
                 right = constant.compute(origin.all_settings).numpy()
-                wrong += [
-                    name
-                    for name in names
-                    if not np.allclose(self.arrays[name], right, rtol=0, atol=_LARGEST_DIFFERENCE)
-                ]
+                wrong += [name for name in names if not _is_near(self.arrays[name], right)]
+            wrong += misshapen
         return wrong
 
     def _tensors(self, origin: LegacyOrigin) -> dict[str, torch.Tensor]:
@@ -311,6 +314,10 @@ def _is_plain(value: object) -> bool:
 
 def _not_finite(arrays: Arrays, names: Iterable[str]) -> list[str]:
     return [name for name in names if not np.isfinite(arrays[name]).all()]
+
+
+def _is_near(array: np.ndarray, right: np.ndarray) -> bool:
+    return np.allclose(array, right, rtol=0, atol=_LARGEST_DIFFERENCE)
 
 
 def _as_tensor(array: np.ndarray) -> torch.Tensor:
