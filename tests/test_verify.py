@@ -14,6 +14,7 @@ import transformers
 from tests.small_run import write_run
 from typer.testing import CliRunner
 
+from finetooth.base.devices import DeviceManager
 from finetooth.base.distributed import ALONE
 from finetooth.cli import app
 from finetooth.config.load import load_config
@@ -25,7 +26,7 @@ from finetooth.reporting import mask_proof
 from finetooth.reporting.verdicts import Verdict
 from finetooth.training import equivalence
 from finetooth.training.parallel import SharedPolicy
-from finetooth.verify import verify
+from finetooth.verify import _Measured, _why_alone, verify
 
 COMPUTED = [
     *("masks", "stop tokens", "packed = padded", "accumulation", "micro-batches", "own loss"),
@@ -196,7 +197,9 @@ def test_a_model_with_rows_of_its_own_is_verified_too(folder: Path, precision: s
 
 
 @pytest.mark.usefixtures("untried")
-def test_a_mixture_of_experts_is_verified_to_rounding(folder: Path):
+@pytest.mark.parametrize("is_balanced", [False, True])
+def test_a_mixture_of_experts_is_verified_to_rounding(folder: Path, is_balanced: bool):
+    """An auxiliary loss, which depends on the layout, is left out."""
     config = transformers.Qwen3MoeConfig(
         vocab_size=320,
         hidden_size=16,
@@ -207,6 +210,7 @@ def test_a_mixture_of_experts_is_verified_to_rounding(folder: Path):
         num_key_value_heads=1,
         num_experts=8,
         num_experts_per_tok=2,
+        output_router_logits=is_balanced,
     )
     config.to_json_file(folder / "moe.json")
     overrides = ["model.path=null", "model.from_config=moe.json", "model.tokenizer=base"]
@@ -214,6 +218,13 @@ def test_a_mixture_of_experts_is_verified_to_rounding(folder: Path):
     (folder / "moe.json").unlink()
     assert result["failed"] == []
     assert {verdict["name"]: verdict["limit"] for verdict in result["verdicts"]}["isolation"] == 1e-6
+
+
+def test_two_processes_are_not_held_against_one_where_experts_are_balanced():
+    why = "the auxiliary loss of experts depends on which documents share a row"
+    measured = _Measured(num_parameters=1, seconds_per_step=1.0, is_balanced=True)
+    assert _why_alone(DeviceManager("cpu", "fp32"), measured) == why
+    assert _why_alone(DeviceManager("cpu", "fp32"), replace(measured, is_balanced=False)) is None
 
 
 def test_trial_runs_that_fail_or_find_no_room_say_so(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -68,6 +68,7 @@ class _Measured:
 
     num_parameters: int
     seconds_per_step: float
+    is_balanced: bool
 
 
 def verify(config: SFTConfig, *, console: Console | None = None) -> dict[str, Any]:
@@ -176,7 +177,7 @@ def _judge_steps(
     what = "logits: in memory after an update, of final/ in plain transformers"
     verdicts.append(_verdict("reload", reload, 1e-6, what))
     shutil.rmtree(folder / "final")
-    return verdicts, _Measured(policy.num_parameters(), seconds)
+    return verdicts, _Measured(policy.num_parameters(), seconds, policy.balance is not None)
 
 
 def _judge_layouts(
@@ -282,7 +283,9 @@ def _judge_two_processes(
 
 
 def _why_alone(devices: DeviceManager, measured: _Measured) -> str | None:
-    """Why two processes cannot train here, if they cannot."""
+    """Why two processes cannot train here, or not the same as one, if so."""
+    if measured.is_balanced:
+        return "the auxiliary loss of experts depends on which documents share a row"
     if devices.device.type == "cpu":
         needed, free = 2 * _MEMORY_OF_TRAINING * measured.num_parameters, free_memory()
         if free is not None and needed > free:

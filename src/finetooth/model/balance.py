@@ -40,10 +40,10 @@ def balance_loss(router_logits: Sequence[torch.Tensor], batch: Batch, balance: B
 
     router_logits: of each layer, [B·T, E] or [B, T, E].
     Divided by the step's total loss weight, it is the mean over all targets of the auxiliary loss of the
-    row in which each stands.
-    That of a row is E · Σ_e f_e · p_e, with f_e the share of choices that fall on expert
-    e, counted per token, and p_e its mean probability, over all layers and all tokens that are no padding
-    (Fedus et al. 2021, equations 4 to 6, as in transformers). So it depends on which documents share a row.
+    row in which each stands. That of a row is E · Σ_e f_e · p_e, with f_e the share of choices that fall on
+    expert e, counted per token, and p_e its mean probability, over all layers and all tokens that are no
+    padding (Fedus et al. 2021, equations 4 to 6, as in transformers). So it depends on which documents share
+    a row.
     """
     is_real_BT1 = _is_real(batch.positions_BT)[..., None]
     num_rows, num_tokens = batch.positions_BT.shape
