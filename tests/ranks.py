@@ -20,8 +20,8 @@ import torch.distributed as dist
 from finetooth.base.distributed import Ranks
 
 PATIENCE_SECONDS = 120
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.documents", "finetooth.training.step"])
+FORKING = multiprocessing.get_context("forkserver")
+FORKING.set_forkserver_preload(["tests.documents", "finetooth.train"])
 
 
 def on_ranks(
@@ -35,10 +35,10 @@ def on_ranks(
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(world_size):
-            here, there = _CONTEXT.Pipe(duplex=False)
+            here, there = FORKING.Pipe(duplex=False)
             local = world_size // num_machines
             ranks = Ranks(rank, world_size, rank % local, local)
-            process = _CONTEXT.Process(
+            process = FORKING.Process(
                 target=_run, args=(there, Path(folder, "meet"), ranks, function, arguments), daemon=True
             )
             process.start()
