@@ -36,6 +36,7 @@ from finetooth.training.run_directory import (
     told_time,
     write_json,
 )
+from finetooth.training.sharded_start import start_sharded
 from finetooth.training.trainer import SFTTrainer, TrainResult
 
 OVERFIT_STEPS = 100
@@ -109,7 +110,7 @@ def _train(
     train_documents, dev_documents = _documents(prepared, overfit)
     with ranks.agreeing("loading the model"):
         checkpoint = _checkpoint(config, resume, ranks, console)
-        policy, notes = _policy(config, prepared.template, checkpoint, devices)
+        policy, notes = _policy(config, prepared.template, checkpoint, ranks, devices)
     with ranks.agreeing("setting up"):
         trainer = SFTTrainer(
             config,
@@ -226,13 +227,15 @@ def _checkpoint(config: SFTConfig, resume: Resume, ranks: Ranks, console: Consol
 
 
 def _policy(
-    config: SFTConfig, template: Template, checkpoint: Checkpoint | None, devices: DeviceManager
+    config: SFTConfig, template: Template, checkpoint: Checkpoint | None, ranks: Ranks, devices: DeviceManager
 ) -> tuple[PolicyModel, dict[str, Any]]:
     """The policy, and what environment.json says of the template: when resumed, what was noted at first."""
-    if checkpoint is not None:
-        policy = resume_policy(config, template, checkpoint.folder, devices=devices)
+    saved = None if checkpoint is None else checkpoint.folder
+    sharded = start_sharded(config, template, checkpoint=saved, ranks=ranks, devices=devices)
+    if saved is not None:
+        policy = sharded[0] if sharded else resume_policy(config, template, saved, devices=devices)
         return policy, template_notes(Path(config.output_dir))
-    policy, tokens = start_policy(config, template, devices=devices)
+    policy, tokens = sharded or start_policy(config, template, devices=devices)
     return policy, {
         "name": template.name,
         "now": template.now.isoformat() if template.date_formats else None,

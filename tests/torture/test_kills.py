@@ -26,7 +26,7 @@ pytestmark = pytest.mark.torture
 def hashes(run: Path) -> dict[str, str]:
     """SHA-256 of the policy, the last optimiser states, and all that a run must repeat of metrics.jsonl."""
     last = max((run / "checkpoints").glob("step-*"))
-    files = [run / "final" / "model.safetensors", *sorted(last.glob("optimizer*.safetensors"))]
+    files = sorted([*(run / "final").glob("*.safetensors"), *last.glob("optimizer*.safetensors")])
     found = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     repeated = [{name: value for name, value in line.items() if name not in CHANGING} for line in lines]

@@ -113,8 +113,9 @@ def exit_code(folder: Path, output: str, aim: tuple[str, int] | None = None) -> 
 
 
 @pytest.mark.slow
-def test_kills_at_aimed_moments_change_nothing(tmp_path: Path):
-    write_run(tmp_path, num_records=24, **SETTINGS)
+@pytest.mark.parametrize("adapter", [{}, {"type": "lora", "dropout": 0.1}], ids=["full", "lora"])
+def test_kills_at_aimed_moments_change_nothing(tmp_path: Path, adapter: dict[str, Any]):
+    write_run(tmp_path, num_records=24, **SETTINGS, adapter=adapter)
     assert exit_code(tmp_path, "whole") == 0
     for moment in MOMENTS:
         assert exit_code(tmp_path, "killed", moment) == -signal.SIGKILL, moment

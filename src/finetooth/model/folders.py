@@ -1,17 +1,20 @@
 """A base model as transformers has it: parameters from a folder of safetensors, or fresh ones."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from finetooth.base.devices import deterministic_seed
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.hub import local_folder
 from finetooth.model.model_config import TEXT_ONLY, UNUSABLE, first_line, is_multimodal, read_config
-from finetooth.model.weight_files import Extent, examine_weight_files, some_names
+from finetooth.model.weight_files import Extent, examine_weight_files, some_names, weight_files
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 ADAPTER_CONFIG = "adapter_config.json"
@@ -27,9 +30,7 @@ def load_folder(
     place: what names the model, for messages. options: more for transformers' `from_pretrained`.
     Raises ConfigError for a model that is absent or incomplete.
     """
-    folder = local_folder(name, place=place, required=("config.json", "*.safetensors"), patterns=MODEL_FILES)
-    config = read_config(folder / "config.json", place)
-    _refuse_bombs(config, examine_weight_files(folder, place), folder, place)
+    folder, config = _examined(name, place)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -58,14 +59,43 @@ def load_folder(
         for what, names in differences.items()
         if names
     ]
-    problems += [
-        problem(place, f"{folder}: {name} holds values that are not finite", "use an intact copy")
-        for name, parameter in model.named_parameters()
-        if not torch.isfinite(parameter).all()
-    ]
+    broken = [name for name, tensor in model.named_parameters() if not torch.isfinite(tensor).all()]
+    problems += broken_values(folder, broken, place)
     if problems:
         raise ConfigError(problems)
     return model
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyModel:
+    """A model without its parameters (device `meta`), and the files that hold them. Buffers are there."""
+
+    model: PreTrainedModel
+    folder: Path
+    files: list[Path]
+
+
+def lay_out_folder(name: str, place: str, *, dtype: torch.dtype) -> EmptyModel:
+    """The model of a folder or hub name before its parameters are read, which will be of that type.
+
+    Raises ConfigError where it is absent or its files cannot be used.
+    """
+    folder, config = _examined(name, place)
+    try:
+        with _parameters_without_memory():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except UNUSABLE as error:
+        fact = f"{folder / 'config.json'}: {first_line(error)}"
+        raise ConfigError(problem(place, fact, "correct the file")) from error
+    return EmptyModel(model, folder, weight_files(folder, place))
+
+
+def broken_values(folder: Path, names: Iterable[str], place: str) -> list[str]:
+    """A problem for each parameter that holds a value which is not finite."""
+    return [
+        problem(place, f"{folder}: {name} holds values that are not finite", "use an intact copy")
+        for name in names
+    ]
 
 
 def adapter_folder(name: str | None) -> Path | None:
@@ -82,6 +112,31 @@ def build_fresh(path: Path, place: str, *, seed: int, dtype: torch.dtype = torch
             return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except UNUSABLE as error:
         raise ConfigError(problem(place, f"{path}: {first_line(error)}", "correct the file")) from error
+
+
+def _examined(name: str, place: str) -> tuple[Path, Any]:
+    """The folder of a model and its config, when its files can be used."""
+    folder = local_folder(name, place=place, required=("config.json", "*.safetensors"), patterns=MODEL_FILES)
+    config = read_config(folder / "config.json", place)
+    _refuse_bombs(config, examine_weight_files(folder, place), folder, place)
+    return folder, config
+
+
+@contextlib.contextmanager
+def _parameters_without_memory() -> Iterator[None]:
+    """Within it, parameters of new modules have a shape only; buffers are computed, as no file holds them."""
+    register = nn.Module.register_parameter
+
+    def register_empty(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and param.device.type != "meta":  # one that is tied stays the same
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = register_empty
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
 
 
 def _refuse_bombs(config: Any, extent: Extent, folder: Path, place: str) -> None:

@@ -49,7 +49,7 @@ def load_policy(
         loaded = load_model(model, place=place, seed=seed, dtype=devices.parameter_dtype)
     else:
         loaded = _load_frozen(model.path, place, devices=devices, frozen_for=frozen_for)
-    _refuse_what_is_not_computed(loaded, place)
+    refuse_what_is_not_computed(loaded, place)
     policy = PolicyModel(loaded.to(devices.device))  # pyright: ignore[reportArgumentType]
     settle_packing(policy, devices=devices, place=place, must_pack=must_pack)
     return policy
@@ -121,7 +121,8 @@ def refuse_misfits(policy: PolicyModel, tokenizer: Tokenizer | None, *, longest_
         raise ConfigError(problems)
 
 
-def _refuse_what_is_not_computed(model: PreTrainedModel, place: str) -> None:
+def refuse_what_is_not_computed(model: PreTrainedModel, place: str) -> None:
+    """Raises ConfigError for a model whose head or backbone finetooth cannot tell."""
     if model.base_model is model:
         fact = f"{type(model).__name__}: its backbone cannot be told from its head"
         raise ConfigError(problem(place, fact, "use another architecture"))

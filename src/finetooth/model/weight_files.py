@@ -43,7 +43,7 @@ def examine_weight_files(folder: Path, place: str) -> Extent:
     place: what names the model, for messages. Raises ConfigError, with every file that cannot be used, where
     a name leads out of the folder, a file is missing, or a header does not describe the file that it heads.
     """
-    files = _files_of(folder, place)
+    files = weight_files(folder, place)
     facts = {path: _fault_of(path) for path in files}
     problems = [
         problem(place, f"{path}: {fact}", "use an intact copy") for path, fact in facts.items() if fact
@@ -59,7 +59,7 @@ def some_names(names: list[str]) -> str:
     return ", ".join(names[:SHOWN_NAMES]) + (", …" if len(names) > SHOWN_NAMES else "")
 
 
-def _files_of(folder: Path, place: str) -> list[Path]:
+def weight_files(folder: Path, place: str) -> list[Path]:
     """The files that transformers would read: one of a fixed name, or else those of the index."""
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]

@@ -88,7 +88,7 @@ def gather_policy(policy: PolicyModel, ranks: Ranks, *, copy: bool = False) -> C
         contents = gather_tensors(tensors, "adapter_model", ranks, copy=copy, in_one_file=True)
         return contents | Contents({}, policy.settings_files() if ranks.is_first else {}, 0)
     state = _state_of(policy)
-    if _differs_on_disk(policy):
+    if differs_on_disk(policy):
         # Names or shapes on disk are others than in memory, and several tensors may become one.
         whole = gather_whole(policy, ranks, copy=copy)
         num_bytes = sum(tensor.nbytes for tensor in state.values())
@@ -173,7 +173,8 @@ def _state_of(policy: PolicyModel) -> dict[str, torch.Tensor]:
     return state | {name: buffer for name, buffer in policy.model.named_buffers() if name in persistent}
 
 
-def _differs_on_disk(policy: PolicyModel) -> bool:
+def differs_on_disk(policy: PolicyModel) -> bool:
+    """Whether names or shapes in the files are others than in memory."""
     loaded_through = getattr(policy.model, "_weight_conversions", None)
     return bool(loaded_through or get_model_conversion_mapping(policy.model, add_legacy=False))
 

@@ -26,8 +26,7 @@ from finetooth.config.schema import ParallelConfig
 from finetooth.data.records import DocumentSource
 from finetooth.model.policy import PolicyModel
 from finetooth.training.gradient_sums import GradientSums
-
-_ALIGNMENT_BYTES = 64
+from finetooth.training.tensor_files import aligned
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +87,46 @@ def alone(policy: PolicyModel) -> SharedPolicy:
 def distribute(
     policy: PolicyModel, ranks: Ranks, *, parallel: ParallelConfig, devices: DeviceManager
 ) -> SharedPolicy:
-    """Distributes a policy, which every rank holds with the same parameters, over the ranks.
+    """Distributes a policy, which every rank holds whole with the same parameters, over the ranks.
+
+    One whose parameters are divided already stays as it is.
 
     Raises ConfigError where the processes do not stand on machines as `parallel.shard` supposes.
     """
-    _align(policy)
+    if isinstance(policy, FSDPModule):
+        return SharedPolicy(policy, policy, ranks, sums_once=parallel.sum_gradients == "step")
+    for tensor in (*policy.parameters(), *policy.buffers()):
+        tensor.data = aligned(tensor.data)
     if ranks.world_size == 1:
         return alone(policy)
     if parallel.shard is None:
         return SharedPolicy(policy, _replicated(policy, devices), ranks)
-    _shard(policy, ranks, parallel, devices)
+    shard(policy, ranks, parallel, devices)
     return SharedPolicy(policy, policy, ranks, sums_once=parallel.sum_gradients == "step")
+
+
+def shard(policy: PolicyModel, ranks: Ranks, parallel: ParallelConfig, devices: DeviceManager) -> None:
+    """Divides the parameters among the ranks, in place; their values may be missing (device `meta`)."""
+    kind = devices.device.type
+    if parallel.shard == "node" and _spans_machines(ranks, parallel):
+        shape = (ranks.world_size // ranks.local_world_size, ranks.local_world_size)
+        mesh = init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
+    else:
+        mesh = init_device_mesh(kind, (dist.get_world_size(),), mesh_dim_names=("shard",))
+    computes_narrow = devices.compute_dtype != torch.float32
+    precision = MixedPrecisionPolicy(
+        param_dtype=devices.compute_dtype if computes_narrow else None,
+        reduce_dtype=torch.float32 if computes_narrow else None,
+        cast_forward_inputs=False,
+    )
+    for layer in policy.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=precision)
+    fully_shard(policy, mesh=mesh, mp_policy=precision)
+    # Left to itself, FSDP2 gathers ahead by what it has seen since the last backward pass, evaluations
+    # included. In these, ranks may generate different numbers of tokens, and would then wait for ever.
+    modules = cast(list[FSDPModule], [policy, *reversed(policy.layers)])
+    for module, following in zip(modules, [*modules[1:], policy], strict=True):
+        module.set_modules_to_backward_prefetch([cast(FSDPModule, following)])
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -119,17 +147,6 @@ def whole_parameters(policy: PolicyModel) -> Iterator[None]:
         for module in shards:
             module.set_reshard_after_forward(module is not policy, recurse=False)
             module.reshard()
-
-
-def _align(policy: PolicyModel) -> None:
-    """Moves tensors to where torch itself would put them.
-
-    Mapped from a file they begin anywhere, and the last bits of a matrix product depend on it: a resumed
-    run would differ from an uninterrupted one.
-    """
-    for tensor in (*policy.parameters(), *policy.buffers()):
-        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT_BYTES:
-            tensor.data = tensor.data.clone()
 
 
 def _replicated(policy: PolicyModel, devices: DeviceManager) -> DistributedDataParallel:
@@ -170,29 +187,6 @@ def _reaches_all(policy: PolicyModel, devices: DeviceManager) -> bool:
         loss_sum = policy(nothing.to(devices.device))
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     return all(gradient is not None for gradient in torch.autograd.grad(loss_sum, trained, allow_unused=True))
-
-
-def _shard(policy: PolicyModel, ranks: Ranks, parallel: ParallelConfig, devices: DeviceManager) -> None:
-    kind = devices.device.type
-    if parallel.shard == "node" and _spans_machines(ranks, parallel):
-        shape = (ranks.world_size // ranks.local_world_size, ranks.local_world_size)
-        mesh = init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
-    else:
-        mesh = init_device_mesh(kind, (dist.get_world_size(),), mesh_dim_names=("shard",))
-    computes_narrow = devices.compute_dtype != torch.float32
-    precision = MixedPrecisionPolicy(
-        param_dtype=devices.compute_dtype if computes_narrow else None,
-        reduce_dtype=torch.float32 if computes_narrow else None,
-        cast_forward_inputs=False,
-    )
-    for layer in policy.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=precision)
-    fully_shard(policy, mesh=mesh, mp_policy=precision)
-    # Left to itself, FSDP2 gathers ahead by what it has seen since the last backward pass, evaluations
-    # included. In these, ranks may generate different numbers of tokens, and would then wait for ever.
-    modules = cast(list[FSDPModule], [policy, *reversed(policy.layers)])
-    for module, following in zip(modules, [*modules[1:], policy], strict=True):
-        module.set_modules_to_backward_prefetch([cast(FSDPModule, following)])
 
 
 def _spans_machines(ranks: Ranks, parallel: ParallelConfig) -> bool:

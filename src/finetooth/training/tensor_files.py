@@ -32,6 +32,7 @@ _DTYPES = {
     torch.bool: "BOOL",
 }
 _HEADER_MULTIPLE = 8
+_ALIGNMENT_BYTES = 64
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileEntry:
@@ -44,22 +45,41 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileEntry:
     return write_proved(path, _pieces({name: tensors[name] for name in names}))
 
 
-def read_like(part: Any, parameter: torch.Tensor) -> torch.Tensor:
-    """A tensor of a file on the parameter's device, divided among the ranks as the parameter is.
+def read_like(
+    part: Any,
+    parameter: torch.Tensor,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """A tensor of a file, divided among the ranks as the parameter is.
 
     part: what `get_slice` of an opened file gives; only what this rank holds is read.
+    device: default: the parameter's. dtype: default: the file's.
     """
+    own = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    device = device or own.device
     if not isinstance(parameter, DTensor) or tuple(part.get_shape()) != tuple(parameter.shape):
-        return part[...].to(parameter.device)
+        return part[...].to(device, dtype)
     mesh, placements = parameter.device_mesh, parameter.placements
     shape, offset = compute_local_shape_and_global_offset(parameter.shape, mesh, placements)
     if 0 in shape:
         local = torch.empty(shape, dtype=parameter.dtype)
     else:
         local = part[tuple(slice(first, first + size) for first, size in zip(offset, shape, strict=True))]
-    local = local.to(parameter.to_local().device)
+    local = aligned(local.to(device, dtype))
     whole = {"shape": parameter.shape, "stride": parameter.stride()}
     return DTensor.from_local(local, mesh, placements, run_check=False, **whole)
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor where torch itself would put it.
+
+    Mapped from a file it begins anywhere, and the last bits of a matrix product depend on it: a resumed run
+    would differ from an uninterrupted one.
+    """
+    is_anywhere = tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT_BYTES
+    return tensor.clone() if is_anywhere else tensor
 
 
 def _pieces(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
