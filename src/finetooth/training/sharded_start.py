@@ -62,7 +62,7 @@ def start_sharded(
 def read_sharded(
     name: str, *, ranks: Ranks, parallel: ParallelConfig, devices: DeviceManager
 ) -> PolicyModel | None:
-    """The policy of a folder or hub name, divided and filled; None where its files differ from what is filled."""
+    """The policy of a folder or hub name, divided and filled; None where its files hold other tensors."""
     place = "model.path"
     empty = lay_out_folder(name, place, dtype=devices.parameter_dtype)
     refuse_what_is_not_computed(empty.model, place)
