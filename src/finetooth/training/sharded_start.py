@@ -25,6 +25,7 @@ from finetooth.data.records import DocumentSource
 from finetooth.data.templates.template import Template
 from finetooth.model.folders import EmptyModel, broken_values, lay_out_folder
 from finetooth.model.isolation import settle_packing
+from finetooth.model.legacy.origin import origin_of
 from finetooth.model.load import refuse_what_is_not_computed
 from finetooth.model.policy import PolicyModel
 from finetooth.model.start import TokensAtStart
@@ -40,7 +41,8 @@ def start_sharded(
     """As `start_policy` or, with a checkpoint, `resume_policy`; None where these have to load all of it.
 
     That is where nothing is to be divided, fresh parameters are drawn or come from a .pt file, an adapter is
-    trained, the template added tokens, or names or shapes in the files are not those in memory. Every rank must ask.
+    trained, the template added tokens, or names or shapes in the files are not those in memory. Every rank
+    must ask.
     Raises ConfigError for a model that is absent, not finite, or not computed exactly by finetooth.
     """
     name = config.model.path if checkpoint is None else str(checkpoint)
@@ -67,7 +69,8 @@ def read_sharded(
     empty = lay_out_folder(name, place, dtype=devices.parameter_dtype)
     refuse_what_is_not_computed(empty.model, place)
     policy = PolicyModel(empty.model)
-    if differs_on_disk(policy) or not _is_stored_as_it_is(empty):
+    comes_from_pt = origin_of(empty.model.config, place) is not None  # some of its parameters are not trained
+    if comes_from_pt or differs_on_disk(policy) or not _is_stored_as_it_is(empty):
         return None
     shard(policy, ranks, parallel, devices)
     _fill(policy, empty.files, devices.device)
