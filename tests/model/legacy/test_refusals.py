@@ -131,8 +131,8 @@ def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
         (
             lambda c: c.pop("model_args"),
             "its keys (model, optimizer, iter_num, best_val_loss, config) are those of no layout that "
-            "finetooth reads: configurable-gpt (model, model_args), per-head-gpt (model_state_dict, cfg), simple-llama "
-            "(model_state_dict, config); save the parameters alone, and name their config.json",
+            "finetooth reads: configurable-gpt (model, model_args), per-head-gpt (model_state_dict, cfg), "
+            "simple-llama (model_state_dict, config); save the parameters alone, and name their config.json",
         ),
     ],
 )

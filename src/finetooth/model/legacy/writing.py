@@ -36,10 +36,11 @@ def legacy_content(origin: LegacyOrigin, parameters: Parameters, facts: WrittenB
 
 def plain_state(model: PreTrainedModel, parameters: Parameters) -> dict[str, torch.Tensor]:
     """The state dict of the model as torch gives it: a shared tensor stands under each of its names."""
+    bare = {name: tensor.detach() for name, tensor in parameters.items()}
     names: dict[torch.Tensor, str] = {tensor: name for name, tensor in model.named_parameters()}
     state: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        state[name] = parameters[names.get(tensor, name)]
+        state[name] = bare[names.get(tensor, name)]
     return state
 
 
