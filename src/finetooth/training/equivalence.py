@@ -19,6 +19,7 @@ from finetooth.batching.packing import Layout, Row, forward_passes, lay_out
 from finetooth.config.schema import ModelConfig, SFTConfig
 from finetooth.data.records import IGNORED_LABEL, Document, DocumentSource
 from finetooth.data.templates.template import Template
+from finetooth.model.four_bits import loading_options
 from finetooth.model.isolation import split_documents
 from finetooth.model.load import load_model
 from finetooth.model.policy import PolicyModel
@@ -158,11 +159,7 @@ def measure_reload(
         return Difference(float("inf"), "generation_config.json")
     policy.eval()
     with quiet_transformers():
-        reloaded: Any = (
-            AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-            if has_twin(policy.model)
-            else load_model(ModelConfig(path=str(folder)), place="final/")
-        )
+        reloaded = _load_plainly(folder, policy, devices)
     reloaded.to(policy.device).eval()
     largest = Difference(0.0, "")
     for number in range(len(documents.lengths)):
@@ -174,6 +171,23 @@ def measure_reload(
         found = Difference(measured, str(document.origin))
         largest = max(largest, found, key=lambda difference: difference.measured)
     return largest
+
+
+def _load_plainly(folder: Path, policy: PolicyModel, devices: DeviceManager) -> Any:
+    """What transformers makes of a folder; peft, on its base, of an adapter; finetooth of what has no twin."""
+    load = AutoModelForCausalLM.from_pretrained
+    if not has_twin(policy.model):
+        return load_model(ModelConfig(path=str(folder)), place="final/")
+    if policy.adapter is None:
+        return load(folder, local_files_only=True)
+    is_narrow = any(type(parameter).__name__ == "Params4bit" for parameter in policy.parameters())
+    options = loading_options(devices) if is_narrow else {}
+    base: Any = load(policy.adapter.base_name, dtype=policy.model.dtype, local_files_only=True, **options)
+    if base.get_input_embeddings().num_embeddings < policy.vocab_size:
+        base.resize_token_embeddings(policy.vocab_size, mean_resizing=False)
+    from peft import PeftModel  # takes seconds to load
+
+    return PeftModel.from_pretrained(base, folder)
 
 
 class _Recorder(torch.optim.Optimizer):
