@@ -16,7 +16,7 @@ from finetooth.cli import app
 from finetooth.evaluation import plain_reader
 from finetooth.export import export
 from finetooth.training import reloading
-from finetooth.training.exports import write_folder
+from finetooth.training.exports import write_export
 
 ROWS = ["logits", "KL", "greedy answers", "stops", "stop tokens", "chat template"]
 
@@ -106,10 +106,10 @@ def test_what_was_changed_fails_in_its_row(
     """Negative controls: the folder is changed before the fresh process reads it."""
 
     def changed(run: Any, out: Path, **options: Any) -> None:
-        write_folder(run, out, **options)
+        write_export(run, out, **options)
         spoil(out)
 
-    monkeypatch.setattr(export_module, "write_folder", changed)
+    monkeypatch.setattr(export_module, "write_export", changed)
     result = CliRunner().invoke(app, ["export", "run", "--out", str(tmp_path / "out"), "--verify"])
     assert result.exit_code == 1
     last = result.stdout.splitlines()[-1]
@@ -120,10 +120,10 @@ def test_what_was_changed_fails_in_its_row(
 @pytest.mark.slow
 def test_a_folder_that_does_not_load_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def broken(run: Any, out: Path, **options: Any) -> None:
-        write_folder(run, out, **options)
+        write_export(run, out, **options)
         (out / "config.json").write_text("{}")
 
-    monkeypatch.setattr(export_module, "write_folder", broken)
+    monkeypatch.setattr(export_module, "write_export", broken)
     result = CliRunner().invoke(app, ["export", "run", "--out", str(tmp_path / "out"), "--verify"])
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()[-1:]

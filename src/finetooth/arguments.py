@@ -34,6 +34,8 @@ class Form(StrEnum):
     """What `export --to` writes."""
 
     FOLDER = "folder"
+    ADAPTER = "adapter"
+    MERGED = "merged"
     PT = "pt"
 
 

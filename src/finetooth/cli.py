@@ -321,7 +321,7 @@ def export(
     ],
     to: Annotated[
         Form,
-        typer.Option(help="folder: as transformers loads it; pt: as the system the base came from does."),
+        typer.Option(help="All parameters; an adapter, alone or in its base; pt: as the base was."),
     ] = Form.FOLDER,
     out: Annotated[
         Path | None,

@@ -10,23 +10,24 @@ from rich.console import Console
 from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.terminal import print_line
-from finetooth.config.schema import ModelConfig
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.data.records import Document
 from finetooth.data.templates.template import resolve_template
 from finetooth.data.tokenizer.tokenizer import load_tokenizer
 from finetooth.evaluation.dev_loss import sample_documents
+from finetooth.evaluation.speaker import load_target
 from finetooth.model.legacy.reading import is_legacy
-from finetooth.model.load import load_policy
 from finetooth.reporting.model_card import model_card
 from finetooth.reporting.run_facts import read_facts
 from finetooth.reporting.serving import Form
 from finetooth.reporting.template_proof import Rendering, differing, renderings
 from finetooth.reporting.verdicts import Verdict, skipped, verdicts_table
-from finetooth.training.exports import FinishedRun, open_run, write_folder
+from finetooth.training.exports import FinishedRun, open_run, write_export
 from finetooth.training.legacy_export import require_twin, write_pt_as_folder, write_run_as_pt
 from finetooth.training.reloading import (
+    BaseOfAdapter,
     Behaviour,
+    Questions,
     Reloaded,
     as_many_as_fit,
     behaviour_of,
@@ -38,6 +39,10 @@ from finetooth.training.run_directory import told_time
 DType = Literal["fp32", "bf16", "fp16"]
 
 VERIFIED_DOCUMENTS = 64
+QLORA_NOTE = (
+    "merged into the base as its 4 bits have it, which is what was trained; each linear layer differs "
+    "from the original by the rounding to 4 bits, and beside the original the adapter is another policy"
+)
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -91,6 +96,8 @@ def export(
     elif tokenizer is not None:
         raise ConfigError(problem("--tokenizer", "a run has its own", "leave it out"))
     run = None if is_file else open_run(target)
+    if run is not None:
+        _refuse_other_forms(run, to)
     if out is None:
         assert run is not None, "a file's place has been asked for"
         out = run.folder / "export" / to
@@ -105,8 +112,10 @@ def export(
         _write_folder(run, out, to, dtype, shard_bytes)
     num_bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print_line(console, f"{to}: {out}, {num_bytes / 1e6:,.1f} MB, {dtype}")
+    if run is not None and to == "merged" and run.adapter == "qlora":
+        print_line(console, QLORA_NOTE)
     result = {"to": to, "out": str(out), "dtype": dtype, "num_bytes": num_bytes}
-    return result | (_verify(run, out, dtype, console) if verify and run is not None else {})
+    return result | (_verify(run, out, to, dtype, console) if verify and run is not None else {})
 
 
 def _place_of_file(out: Path | None, to: Form, verify: bool) -> Path:
@@ -131,46 +140,54 @@ def _refuse_for_pt(dtype: DType, verify: bool) -> None:
 
 
 def _write_folder(run: FinishedRun, out: Path, to: Form, dtype: DType, shard_bytes: int) -> None:
+    assert to != "pt", "that is written without transformers"
     require_twin(run)
     facts = read_facts(run.folder, run.config)
     template = resolve_template("own", load_tokenizer(str(run.final)))
     card = model_card(facts, template, form=to, dtype=dtype)
-    write_folder(run, out, dtype=dtype, shard_bytes=shard_bytes, card=card)
+    write_export(run, out, form=to, dtype=dtype, shard_bytes=shard_bytes, card=card)
 
 
-def _verify(run: FinishedRun, out: Path, dtype: DType, console: Console) -> dict[str, Any]:
+def _refuse_other_forms(run: FinishedRun, to: Form) -> None:
+    """Raises ConfigError where a run has no policy of that form."""
+    if run.adapter is None and to in ("adapter", "merged"):
+        fact, remedy = f"{run.folder} trained all parameters and has no adapter", "write --to folder"
+    elif run.adapter is not None and to in ("folder", "pt"):
+        fact, remedy = f"{run.folder} trained an adapter", "write --to adapter, or --to merged"
+    else:
+        return
+    raise ConfigError(problem(f"--to {to}", fact, remedy))
+
+
+def _verify(run: FinishedRun, out: Path, to: Form, dtype: DType, console: Console) -> dict[str, Any]:
     """Holds what was written against the policy and the records, and prints the verdicts."""
     config, devices = run.config, DeviceManager(run.config.training.device, "fp32")
     prepared = prepare_data(config, console=console, now=told_time(run.folder))
     split, source = ("train", prepared.train) if prepared.dev is None else ("dev", prepared.dev)
     numbers = sample_documents(source, VERIFIED_DOCUMENTS, seed=config.training.seed)
     documents = [source.document(number) for number in numbers.tolist()]
-    prompts = [d.token_ids[: d.prompt_length].tolist() for d in documents if d.prompt_length]
     expected, num_passed_over = renderings(prepared, config, documents, split=split)
-    max_new_tokens = config.evaluation.max_new_tokens
     with console.status("Asking the policy …"):
-        policy = load_policy(ModelConfig(path=str(run.final)), devices=devices, place="command line")
-        computed = as_many_as_fit(documents, vocab_size=policy.vocab_size)
-        trained = behaviour_of(
-            policy,
-            computed,
-            prompts,
-            stop_token_ids=prepared.template.stop_token_ids,
-            max_new_tokens=max_new_tokens,
-            devices=devices,
+        policy = load_target(str(run.folder), devices=devices)
+        asked = Questions(
+            documents=as_many_as_fit(documents, vocab_size=policy.vocab_size),
+            prompts=[d.token_ids[: d.prompt_length].tolist() for d in documents if d.prompt_length],
+            conversations=[one.request for one in expected],
+            max_new_tokens=config.evaluation.max_new_tokens,
         )
+        stops = prepared.template.stop_token_ids
+        trained = behaviour_of(policy, asked, stop_token_ids=stops, devices=devices)
         del policy
     with console.status("Asking what was written …"):
-        requests = [one.request for one in expected]
-        device = str(devices.device)
-        reloaded = reload(out, computed, prompts, requests, max_new_tokens=max_new_tokens, device=device)
+        base = BaseOfAdapter(dtype, run.adapter == "qlora") if to == "adapter" else None
+        reloaded = reload(out, asked, device=str(devices.device), base=base)
     verdicts = [
         *_judge_behaviour(trained, reloaded, LIMITS[dtype]),
         _judge_stop_tokens(prepared, reloaded),
         _judge_template(prepared, expected, reloaded, num_passed_over),
     ]
     console.print(verdicts_table(verdicts))
-    return _conclude(verdicts, documents, computed, split, console)
+    return _conclude(verdicts, documents, asked.documents, split, console)
 
 
 def _judge_behaviour(trained: Behaviour, reloaded: Reloaded, limits: _Limits) -> Iterator[Verdict]:

@@ -144,7 +144,8 @@ def _train(
             template = prepared.template
             with ranks.doing("writing final/"):
                 facts = read_facts(output, config, summary=figures) if ranks.is_first else None
-                form = "folder" if has_twin(policy.model) else "pt"
+                whole = "folder" if has_twin(policy.model) else "pt"
+                form = "adapter" if config.adapter.type else whole
                 card = model_card(facts, template, form=form) if facts else ""
                 save_final(output / "final", policy=policy, template=template, card=card, ranks=ranks)
         summary |= figures

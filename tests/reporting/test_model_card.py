@@ -15,7 +15,7 @@ from tests.documents import small_policy
 from tests.small_run import VOCABULARY
 from tests.small_tokenizer import write_small_tokenizer
 
-from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig
+from finetooth.config.schema import AdapterConfig, DataConfig, ModelConfig, SFTConfig
 from finetooth.data.ledger import Counts
 from finetooth.data.records import Message
 from finetooth.data.templates.template import Template, resolve_template
@@ -26,6 +26,7 @@ from finetooth.reporting.run_facts import RunFacts
 from finetooth.reporting.serving import Form, serving_commands
 from finetooth.training.final import save_final
 
+LORA = AdapterConfig(type="lora", r=20)
 HOSTILE = [
     *("# heading", "<script>alert(1)</script>", "a\n---\nb", "```\n# out", "`", "``x`", "a|b|c", "&lt;"),
     *("![x](http://x)", "**b**", "[x](javascript:1)", "- item\n- item", "\x1b[31mred", "x: {y: [", "'\"", ""),
@@ -41,10 +42,19 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
 
 
 def config_of(
-    *, path: str | None = "base", train: str | list[dict[str, Any]] = "train.jsonl", **data: Any
+    *,
+    path: str | None = "base",
+    adapter: AdapterConfig | None = None,
+    train: str | list[dict[str, Any]] = "train.jsonl",
+    **data: Any,
 ) -> SFTConfig:
     model = ModelConfig(path=path) if path else ModelConfig(from_config="config.json", tokenizer="base")
-    return SFTConfig(model=model, data=DataConfig(train=train, **data), output_dir="runs/first")
+    return SFTConfig(
+        model=model,
+        data=DataConfig(train=train, **data),
+        adapter=adapter or AdapterConfig(),
+        output_dir="runs/first",
+    )
 
 
 def facts_of(config: SFTConfig, *, reasons: Sequence[str] = (), name: str = "chatml") -> RunFacts:
@@ -164,7 +174,7 @@ def test_text_that_was_not_escaped_would_be_noticed():
 
 @pytest.mark.parametrize("form", ["folder", "merged", "adapter"])
 def test_every_command_is_one_that_a_shell_reads(form: Form, template: Template):
-    card = model_card(facts_of(config_of(path="org/base-1b")), template, form=form)
+    card = model_card(facts_of(config_of(path="org/base-1b", adapter=LORA)), template, form=form)
     commands = [line for block in blocks(card, "sh") for line in block.splitlines()]
     assert {shlex.split(command)[0] for command in commands} <= PROGRAMS
     assert len(commands) >= 3
@@ -172,9 +182,9 @@ def test_every_command_is_one_that_a_shell_reads(form: Form, template: Template)
 
 
 def test_an_adapter_of_a_base_that_is_not_on_the_hub_leaves_its_place_open(template: Template):
-    card = model_card(facts_of(config_of(path="/home/me/base")), template, form="adapter")
+    card = model_card(facts_of(config_of(path="/home/me/base", adapter=LORA)), template, form="adapter")
     assert "vllm serve BASE --enable-lora" in card
-    assert dict(serving_commands("adapter", "BASE"))["lm-eval"].startswith(
+    assert dict(serving_commands("adapter", "BASE", AdapterConfig(type="lora")))["lm-eval"].startswith(
         "lm_eval --model hf --model_args pretrained=BASE,peft=.,"
     )
 

@@ -3,6 +3,7 @@
     python plain_reader.py FOLDER REQUEST.json ANSWERS
 
 REQUEST.json   {"documents": [[1, 5, …], …], "prompts": [[1, 5], …], "max_new_tokens": 64, "device": "cpu",
+                "base": null or {"dtype": "float32", "is_in_four_bits": false} for an adapter,
                 "conversations": [{"messages": […], "tools": null, "add_generation_prompt": true}, …]}
 ANSWERS/       logits.safetensors, "0", "1", …: float32 [T, V] of each document
                said.json {"answers": [[…], …], "stop_token_ids": […], "rendered": [[…], …],
@@ -18,13 +19,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 
 def main(folder: Path, request: dict[str, Any], answers: Path) -> None:
     """Answers a request about a folder."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = load_model(folder).to(request["device"]).eval()
+    model = load_model(folder, request["device"], request["base"])
     logits = {str(number): read_logits(model, ids) for number, ids in enumerate(request["documents"])}
     save_file(logits, answers / "logits.safetensors")
     named = model.generation_config.eos_token_id
@@ -39,16 +40,26 @@ def main(folder: Path, request: dict[str, Any], answers: Path) -> None:
     (answers / "said.json").write_text(json.dumps(said), encoding="utf-8")
 
 
-def load_model(folder: Path) -> Any:
-    """The model of a folder, or an adapter in the base that it names, with the folder's generation config."""
-    if not (folder / "adapter_config.json").is_file():
-        return AutoModelForCausalLM.from_pretrained(folder)
+def load_model(folder: Path, device: str, base: dict[str, Any] | None) -> Any:
+    """The model of a folder; or an adapter in the base that it names, with the folder's generation config."""
+    model: Any
+    if base is None:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        return model.to(device).eval()
     from peft import AutoPeftModelForCausalLM
-    from transformers import GenerationConfig
 
-    model: Any = AutoPeftModelForCausalLM.from_pretrained(folder)
+    options: dict[str, Any] = {"dtype": getattr(torch, base["dtype"])}
+    if base["is_in_four_bits"]:
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=options["dtype"],
+        )
+        options |= {"quantization_config": settings, "device_map": {"": device}}
+    model = AutoPeftModelForCausalLM.from_pretrained(folder, **options)
     model.generation_config = GenerationConfig.from_pretrained(folder)
-    return model
+    return (model if base["is_in_four_bits"] else model.to(device)).eval()
 
 
 @torch.no_grad()

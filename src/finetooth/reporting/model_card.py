@@ -25,6 +25,11 @@ from finetooth.reporting.run_facts import RunFacts
 from finetooth.reporting.serving import Form, ollama_modelfile, serving_commands
 
 _REASONS_SHOWN = 5
+_FOUR_BITS = """,
+    quantization_config=BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+    ),
+"""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _SETTINGS_OF_DATA = ("loss_on", "train_reasoning", "max_length", "on_bad_record", "on_long_document")
 _SETTINGS_OF_DATA += ("on_duplicate", "on_near_duplicate", "on_leak", "group_by", "max_records")
@@ -51,8 +56,12 @@ def model_card(facts: RunFacts, template: Template, *, form: Form = "folder", dt
         base=None if base is None else in_code(base),
         form=form,
         dtype=dtype,
+        imported=Safe(", BitsAndBytesConfig" if config.adapter.type == "qlora" else ""),
+        four_bits=Safe(_FOUR_BITS if config.adapter.type == "qlora" else ""),
         facts=facts,
-        commands=[(Safe(title), text) for title, text in serving_commands(form, on_command_line)],
+        commands=[
+            (Safe(title), text) for title, text in serving_commands(form, on_command_line, config.adapter)
+        ],
         modelfile=None if form in ("adapter", "pt") else ollama_modelfile(shown),
         template_name=_file_name(noted["name"]),
         template_notes=list(_template_notes(config, noted)),
@@ -80,7 +89,7 @@ def base_name(config: SFTConfig) -> str | None:
 
 def _front_matter(config: SFTConfig, form: Form) -> dict[str, Any]:
     """What the hub reads; nothing that is not known: no license, and no name that is not the hub's."""
-    tags = ["finetooth", "sft", *(["lora"] if form == "adapter" else [])]
+    tags = ["finetooth", "sft", *([config.adapter.type] if config.adapter.type else [])]
     matter: dict[str, Any] = {
         "library_name": {"adapter": "peft", "pt": "finetooth"}.get(form, "transformers"),
         "pipeline_tag": "text-generation",
@@ -146,11 +155,12 @@ def _reasons(facts: RunFacts) -> list[tuple[str, int]]:
 def _settings(config: SFTConfig) -> dict[str, Any]:
     """The settings that decide what was learnt, by dotted key; none of them is a path."""
     chosen = {f"data.{name}" for name in _SETTINGS_OF_DATA}
+    sections = ("training.", "adapter.") if config.adapter.type else ("training.",)
     values = values_of(config)
     return {
         key: value
         for key, value in values.items()
-        if value is not None and (key in chosen or key.startswith(("training.", "adapter.")))
+        if value is not None and (key in chosen or key.startswith(sections))
     }
 
 

@@ -3,14 +3,17 @@
 from collections.abc import Iterator
 from typing import Literal
 
+from finetooth.config.schema import AdapterConfig
 from finetooth.reporting.prompt_format import PromptFormat, ollama_template
 
 Form = Literal["folder", "merged", "adapter", "pt"]
 
+_RANKS = (8, 16, 32, 64, 128, 256, 512)  # those that vLLM makes room for
+_OF_ADAPTER = "--tokenizer . --chat-template chat_template.jinja"
 _QUESTION = '\'{"model": "MODEL", "messages": [{"role": "user", "content": "Hello."}]}\''
 
 
-def serving_commands(form: Form, base: str) -> Iterator[tuple[str, str]]:
+def serving_commands(form: Form, base: str, adapter: AdapterConfig) -> Iterator[tuple[str, str]]:
     """Titles and shell commands.
 
     base: what an adapter's base model is called on the command line
@@ -19,8 +22,10 @@ def serving_commands(form: Form, base: str) -> Iterator[tuple[str, str]]:
         yield "finetooth", "finetooth chat ."
         return
     if form == "adapter":
-        lora = f"vllm serve {base} --enable-lora --lora-modules policy=. --max-lora-rank 256"
-        yield "vLLM", f"{lora} --tokenizer . --chat-template chat_template.jinja"
+        if adapter.type == "lora" and adapter.modules_to_save is None:
+            rank = next((rank for rank in _RANKS if rank >= adapter.r), adapter.r)
+            lora = f"vllm serve {base} --enable-lora --lora-modules policy=. --max-lora-rank {rank}"
+            yield "vLLM, without rows of tokens that were trained besides", f"{lora} {_OF_ADAPTER}"
         arguments = f"pretrained={base},peft=.,tokenizer=."
     else:
         yield "vLLM", f"vllm serve . --served-model-name policy\n{_asked('policy')}"

@@ -2,14 +2,31 @@
 
 import json
 import shutil
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import torch
+
+from finetooth.base.distributed import ALONE
 from finetooth.base.errors import ConfigError, FinetoothError, problem
 from finetooth.base.files import MANIFEST_NAME, FileEntry, check_folder, new_folder, write_proved
 from finetooth.config.load import load_config
 from finetooth.config.schema import SFTConfig
-from finetooth.training.parameter_files import DTYPES, stored_parameters, write_parameters
+from finetooth.model.folders import ADAPTER_CONFIG
+from finetooth.model.load import AdapterKind
+from finetooth.training.dealt_files import gather_policy
+from finetooth.training.parameter_files import (
+    DTYPES,
+    Parameters,
+    held_parameters,
+    stored_parameters,
+    write_parameters,
+)
+
+Form = Literal["folder", "merged", "adapter"]
 
 _WRITTEN_ANEW = (MANIFEST_NAME, "config.json", "README.md")
 
@@ -25,6 +42,11 @@ class FinishedRun:
     def final(self) -> Path:
         """The folder of its policy."""
         return self.folder / "final"
+
+    @property
+    def adapter(self) -> AdapterKind | None:
+        """The kind of adapter that it trained, if it trained one."""
+        return self.config.adapter.type
 
 
 def open_run(target: str, *, place: str = "command line") -> FinishedRun:
@@ -43,27 +65,53 @@ def open_run(target: str, *, place: str = "command line") -> FinishedRun:
     return FinishedRun(folder, load_config(folder / "config.yaml"))
 
 
-def write_folder(run: FinishedRun, out: Path, *, dtype: str, shard_bytes: int, card: str) -> None:
-    """Writes a run's policy as plain transformers loads it: parameters in a type and in files of a size.
+def write_export(run: FinishedRun, out: Path, *, form: Form, dtype: str, shard_bytes: int, card: str) -> None:
+    """Writes a run's policy in a form: parameters in a type and in files of a size.
 
-    card: the text of README.md. Raises FileExistsError where something stands at `out`.
+    folder:  all parameters of a run that trained all of them
+    merged:  the adapter in its base, computed in float32
+    adapter: what peft puts into the base, in one file
+    card:    the text of README.md. Raises FileExistsError where something stands at `out`.
     """
     written: dict[str, FileEntry] = {}
     with new_folder(out, written=written) as folder:
-        written |= write_parameters(
-            folder, stored_parameters(run.final), dtype=DTYPES[dtype], shard_bytes=shard_bytes
-        )
-        settings = json.loads((run.final / "config.json").read_bytes())
-        settings["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
-        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-        written["config.json"] = write_proved(folder / "config.json", [text.encode()])
-        copy_texts(run.final, folder)
+        settings = None
+        if form == "merged":
+            parameters, settings = _merged(run)
+        else:
+            parameters = stored_parameters(run.final)
+        if form == "folder":
+            settings = (run.final / "config.json").read_bytes()
+        stem = "adapter_model" if form == "adapter" else "model"
+        size = sys.maxsize if form == "adapter" else shard_bytes
+        written |= write_parameters(folder, parameters, dtype=DTYPES[dtype], shard_bytes=size, stem=stem)
+        if settings is not None:
+            text = _with_dtype(settings, DTYPES[dtype])
+            written["config.json"] = write_proved(folder / "config.json", [text.encode()])
+        copy_texts(run.final, folder, without=() if form == "adapter" else (ADAPTER_CONFIG,))
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def copy_texts(source: Path, folder: Path) -> None:
+def _merged(run: FinishedRun) -> tuple[Parameters, bytes]:
+    """The merged parameters under their names on disk, and config.json."""
+    from finetooth.model.merging import load_merged  # loads peft, which takes seconds
+
+    assert run.adapter is not None, "the verb refuses runs without an adapter"
+    policy = load_merged(run.final, kind=run.adapter, device=run.config.training.device)
+    contents = gather_policy(policy, ALONE)
+    (tensors,) = contents.tensors.values()
+    return held_parameters(tensors), contents.texts["config.json"]
+
+
+def _with_dtype(settings: bytes, dtype: torch.dtype) -> str:
+    """A config.json that names a type of parameters."""
+    named = json.loads(settings) | {"dtype": str(dtype).removeprefix("torch.")}
+    return json.dumps(named, indent=2, ensure_ascii=False) + "\n"
+
+
+def copy_texts(source: Path, folder: Path, *, without: Sequence[str] = ()) -> None:
     """Copies what stands beside the parameters: tokenizer, chat template, the tokens that end an answer."""
     for file in sorted(source.iterdir()):
         is_parameters = file.name.endswith((".safetensors", ".safetensors.index.json"))
-        if not is_parameters and file.name not in _WRITTEN_ANEW:
+        if not is_parameters and file.name not in (*_WRITTEN_ANEW, *without):
             shutil.copyfile(file, folder / file.name)

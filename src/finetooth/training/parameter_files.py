@@ -57,19 +57,19 @@ def held_parameters(tensors: Mapping[str, torch.Tensor]) -> Parameters:
 
 
 def write_parameters(
-    folder: Path, parameters: Parameters, *, dtype: torch.dtype, shard_bytes: int
+    folder: Path, parameters: Parameters, *, dtype: torch.dtype, shard_bytes: int, stem: str = "model"
 ) -> dict[str, FileEntry]:
     """Writes parameters in a type, one file in memory at a time; returns the files' entries for the manifest.
 
-    shard_bytes: a file holds no more, unless one tensor alone does.
+    shard_bytes: a file holds no more, unless one tensor alone does. stem: what the files' names begin with.
     Raises ConfigError where the type cannot hold a value, FinetoothError where the disk has no room.
     """
     sizes = {name: prod(shape) * dtype.itemsize for name, shape in parameters.shapes.items()}
     require_space(folder, sum(sizes.values()))
     groups = _grouped(sizes, shard_bytes)
-    files = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    files = [f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
     if len(groups) == 1:
-        files = ["model.safetensors"]
+        files = [f"{stem}.safetensors"]
     written = {
         file: write_tensors(
             folder / file, {name: _cast(parameters.read(name), dtype, name) for name in group}
@@ -79,7 +79,7 @@ def write_parameters(
     if len(groups) > 1:
         homes = {name: file for file, group in zip(files, groups, strict=True) for name in group}
         index: dict[str, Any] = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": homes}
-        name = "model.safetensors.index.json"
+        name = f"{stem}.safetensors.index.json"
         written[name] = write_proved(folder / name, [json.dumps(index, indent=1).encode()])
     return written
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,33 @@ from finetooth.data.records import Document
 from finetooth.evaluation import plain_reader
 from finetooth.evaluation.generation import Generation, generate, until_stop
 from finetooth.model.policy import PolicyModel
+from finetooth.training.parameter_files import DTYPES
 
 _POSITIONS_AT_ONCE = 64
 # Memory for the logits of either side; a vocabulary of 150,000 tokens leaves room for 1,700 positions.
 _MOST_BYTES = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What both are asked.
+
+    conversations:  what apply_chat_template is given
+    max_new_tokens: of an answer to a prompt
+    """
+
+    documents: Sequence[Document]
+    prompts: Sequence[Sequence[int]]
+    conversations: Sequence[Mapping[str, Any]]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseOfAdapter:
+    """How the base is loaded with which an adapter is used: its type (fp32), or in 4 bits as in training."""
+
+    dtype: str
+    is_in_four_bits: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,48 +113,39 @@ def as_many_as_fit(documents: Sequence[Document], *, vocab_size: int) -> list[Do
 
 @torch.no_grad()
 def behaviour_of(
-    policy: PolicyModel,
-    documents: Sequence[Document],
-    prompts: Sequence[Sequence[int]],
-    *,
-    stop_token_ids: Sequence[int],
-    max_new_tokens: int,
-    devices: DeviceManager,
+    policy: PolicyModel, asked: Questions, *, stop_token_ids: Sequence[int], devices: DeviceManager
 ) -> Behaviour:
     """What a policy in memory does; devices: decide the precision in which it computes."""
     policy.eval()
     logits: list[torch.Tensor] = []
-    for document in documents:
+    for document in asked.documents:
         ids = torch.tensor(document.token_ids.tolist(), device=policy.device)[None]
         with devices.autocast():
             output = policy(input_ids=ids)
         assert not isinstance(output, torch.Tensor), "padded rows give logits"
         logits.append(output.logits[0].float().cpu())
     answers = generate(
-        policy, prompts, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids, devices=devices
+        policy,
+        asked.prompts,
+        max_new_tokens=asked.max_new_tokens,
+        stop_token_ids=stop_token_ids,
+        devices=devices,
     )
     return Behaviour(logits, answers)
 
 
-def reload(
-    folder: Path,
-    documents: Sequence[Document],
-    prompts: Sequence[Sequence[int]],
-    conversations: Sequence[Mapping[str, Any]],
-    *,
-    max_new_tokens: int,
-    device: str,
-) -> Reloaded:
+def reload(folder: Path, asked: Questions, *, device: str, base: BaseOfAdapter | None = None) -> Reloaded:
     """What a folder does in a fresh process that knows no finetooth, without network.
 
-    conversations: what apply_chat_template is given. Raises FinetoothError where that process fails.
+    base: where the folder holds an adapter. Raises FinetoothError where that process fails.
     """
     request = {
-        "documents": [document.token_ids.tolist() for document in documents],
-        "prompts": [list(prompt) for prompt in prompts],
-        "conversations": list(conversations),
-        "max_new_tokens": max_new_tokens,
+        "documents": [document.token_ids.tolist() for document in asked.documents],
+        "prompts": [list(prompt) for prompt in asked.prompts],
+        "conversations": list(asked.conversations),
+        "max_new_tokens": asked.max_new_tokens,
         "device": device,
+        "base": None if base is None else {**asdict(base), "dtype": str(DTYPES[base.dtype])[6:]},
     }
     with tempfile.TemporaryDirectory(prefix="finetooth-export-") as name:
         answers = Path(name)
@@ -142,7 +156,7 @@ def reload(
     stops = set(said["stop_token_ids"])
     return Reloaded(
         behaviour=Behaviour(
-            [logits[str(number)] for number in range(len(documents))],
+            [logits[str(number)] for number in range(len(asked.documents))],
             [until_stop(token_ids, stops) for token_ids in said["answers"]],
         ),
         stop_token_ids=tuple(said["stop_token_ids"]),
