@@ -174,7 +174,7 @@ def measure_reload(
 
 
 def _load_plainly(folder: Path, policy: PolicyModel, devices: DeviceManager) -> Any:
-    """What transformers makes of a folder; peft, on its base, of an adapter; finetooth of what has no twin."""
+    """What transformers makes of a folder, peft of an adapter on its base, finetooth of what has no twin."""
     load = AutoModelForCausalLM.from_pretrained
     if not has_twin(policy.model):
         return load_model(ModelConfig(path=str(folder)), place="final/")
