@@ -22,6 +22,7 @@ from finetooth.config.schema import AdapterConfig, ModelConfig
 from finetooth.data.records import IGNORED_LABEL
 from finetooth.model import four_bits
 from finetooth.model.adapters import adaptable_layers, read_adapter_config, start_adapter
+from finetooth.model.folders import load_folder
 from finetooth.model.load import load_policy
 from finetooth.model.policy import PolicyModel
 
@@ -360,6 +361,16 @@ def test_an_adapter_on_an_adapter(folder: Path):
     edit_config(folder, base_model_name_or_path=str(folder))
     assert refusal(folder) == (
         "model.path: …/adapter: its base …/adapter is an adapter as well; merge that one first"
+    )
+
+
+def test_a_model_with_an_adapter_beside_it_is_not_loaded_as_a_model(folder: Path):
+    (folder.parent / "base" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError) as caught:
+        load_folder(str(folder.parent / "base"), "model.path")
+    assert str(caught.value) == (
+        f"model.path: {folder.parent}/base holds an adapter; "
+        "name the folder of a model; an adapter is read from a folder on this machine"
     )
 
 

@@ -117,6 +117,10 @@ def build_fresh(path: Path, place: str, *, seed: int, dtype: torch.dtype = torch
 def _examined(name: str, place: str) -> tuple[Path, Any]:
     """The folder of a model and its config, when its files can be used."""
     folder = local_folder(name, place=place, required=("config.json", "*.safetensors"), patterns=MODEL_FILES)
+    if (folder / ADAPTER_CONFIG).is_file():
+        # transformers would put the adapter into the model without a word
+        remedy = "name the folder of a model; an adapter is read from a folder on this machine"
+        raise ConfigError(problem(place, f"{name} holds an adapter", remedy))
     config = read_config(folder / "config.json", place)
     _refuse_bombs(config, examine_weight_files(folder, place), folder, place)
     return folder, config
