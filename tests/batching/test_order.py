@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetooth.batching import order as order_module
-from finetooth.batching.order import epoch_order, even_boundary, token_boundaries
+from finetooth.batching.order import epoch_order, even_boundary, places_in_order, token_boundaries
 
 
 @given(st.integers(0, 500), st.integers(0, 2**32 - 1), st.integers(0, 1 << 41))
@@ -28,6 +28,15 @@ def test_very_many_documents_have_an_order_that_is_computed_place_by_place(
         part = epoch_order(num_documents, seed=seed, epoch=epoch, start=start, stop=stop)
     assert sorted(order.tolist()) == list(range(num_documents))
     assert part.tolist() == order[start:stop].tolist()
+
+
+@given(st.integers(1, 700), st.integers(0, 2**32 - 1), st.integers(0, 1 << 41), st.booleans())
+def test_places_lead_back_from_documents(num_documents: int, seed: int, epoch: int, is_sorted: bool):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order_module, "LARGEST_SORTED", num_documents if is_sorted else 0)
+        order = epoch_order(num_documents, seed=seed, epoch=epoch)
+        places = places_in_order(order[::2], num_documents, seed=seed, epoch=epoch)
+    assert places.tolist() == list(range(0, num_documents, 2))
 
 
 def test_a_hundred_million_documents_cost_no_more_than_those_that_are_asked_for():

@@ -1,10 +1,13 @@
 """The schedule is pure: every document once per epoch, any step at once, totals known beforehand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetooth.batching import order as order_module
 from finetooth.batching.packing import Layout
 from finetooth.batching.schedule import Schedule
 
@@ -33,11 +36,48 @@ def test_token_budgets_visit_every_document_once(num_documents: int, tokens: int
     assert sorted(visited.tolist()) == list(range(num_documents))
 
 
-@pytest.mark.parametrize("first", range(1, 11))
-def test_seeking_gives_the_remaining_steps(first: int):
-    schedule, fresh = make_schedule(), make_schedule()
-    whole = [step.documents.tolist() for step in schedule.steps()]
-    assert [step.documents.tolist() for step in fresh.steps(first)] == whole[first - 1 :]
+THREE_EPOCHS: dict[str, dict[str, Any]] = {
+    "documents": {},
+    "tokens": {"global_batch_tokens": 60},
+    "part of an epoch": {"num_epochs": 2.6},
+}
+
+
+def account(schedule: Schedule, first: int = 1) -> list[tuple[object, ...]]:
+    """All that the steps from `first` on say."""
+    return [
+        (step.number, step.epoch, *step.documents.tolist(), step.total_loss_weight, step.num_tokens)
+        for step in schedule.steps(first)
+    ]
+
+
+@pytest.mark.parametrize("settings", THREE_EPOCHS.values(), ids=THREE_EPOCHS)
+def test_from_every_step_of_three_epochs_the_remaining_schedule_is_the_same(settings: dict[str, Any]):
+    """As after a resume: the schedule is made anew, and no step before was asked for."""
+    settings = {"num_epochs": 3, **settings}
+    whole = account(make_schedule(num_documents=97, **settings))
+    for first in range(1, len(whole) + 1):
+        order_module._sorted_order.cache_clear()
+        assert account(make_schedule(num_documents=97, **settings), first) == whole[first - 1 :]
+    assert len({epoch for _, epoch, *_ in whole}) == 3
+
+
+def test_a_schedule_that_goes_on_elsewhere_would_be_noticed():
+    """Negative control: another seed, and a start that is off by one."""
+    whole = account(make_schedule(num_documents=97, num_epochs=3))
+    for first in range(2, len(whole)):
+        assert account(make_schedule(num_documents=97, num_epochs=3, seed=8), first) != whole[first - 1 :]
+        assert account(make_schedule(num_documents=97, num_epochs=3), first + 1) != whole[first - 1 :]
+
+
+@given(st.integers(1, 80), st.integers(1, 30), st.one_of(st.none(), st.integers(20, 400)), st.integers(0, 2))
+def test_steps_are_found_by_their_documents(num_documents: int, batch: int, tokens: int | None, epoch: int):
+    schedule = make_schedule(num_documents, global_batch_size=batch, global_batch_tokens=tokens, num_epochs=3)
+    found = schedule.steps_of(np.arange(num_documents), epoch=epoch)
+    for document, number in enumerate(found.tolist()):
+        step = schedule.step(number)
+        assert step.epoch == epoch
+        assert document in step.documents
 
 
 def test_totals_are_sums_over_the_step():
@@ -49,7 +89,7 @@ def test_totals_are_sums_over_the_step():
 
 
 @pytest.mark.parametrize("settings", [{}, {"global_batch_tokens": 60}, {"max_steps": 27}])
-def test_totals_of_the_first_steps_are_the_sums_of_each(settings: dict[str, object]):
+def test_totals_of_the_first_steps_are_the_sums_of_each(settings: dict[str, Any]):
     schedule = make_schedule(**settings)
     num_tokens = num_targets = 0
     assert schedule.totals(0) == (0, 0)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.documents import Documents, random_documents, small_policy
@@ -15,11 +16,12 @@ from tests.training.test_trainer import losses, make_config
 from finetooth.base.distributed import ALONE, Ranks
 from finetooth.base.errors import DeviceMemoryError, ToldElsewhere
 from finetooth.batching.collate import Batch
+from finetooth.batching.order import epoch_order
 from finetooth.batching.packing import Layout, lay_out
-from finetooth.batching.schedule import schedule_of
+from finetooth.batching.schedule import Schedule, schedule_of
 from finetooth.model.policy import PolicyModel
-from finetooth.training import updates
-from finetooth.training.memory import largest_pass, smaller
+from finetooth.training import memory, updates
+from finetooth.training.memory import LOOKED_AT_DOCUMENTS, LOOKED_AT_STEPS, largest_pass, smaller
 from finetooth.training.trainer import SFTTrainer, TrainResult
 
 ROOM = 60
@@ -66,6 +68,72 @@ def test_the_largest_pass_is_that_of_the_run():
                 if (group := rows[start : start + layout.rows_at_once])
             ]
             assert largest.num_tokens == max(everywhere)
+
+
+def uneven_lengths(num_documents: int, longer: dict[int, int]) -> np.ndarray:
+    """Documents of fewer than 50 tokens, except those that are named with their tokens."""
+    lengths = np.random.default_rng(1).integers(2, 50, num_documents)
+    lengths[list(longer)] = list(longer.values())
+    return lengths
+
+
+def long_schedule(lengths: np.ndarray, **settings: Any) -> Schedule:
+    return Schedule(
+        lengths, lengths.astype(float), lengths, **{"seed": 7, "global_batch_size": 2, **settings}
+    )
+
+
+LATE_LAYOUTS = [Layout(packing=True, row_tokens=200), Layout(packing=False, row_tokens=200, rows_at_once=2)]
+
+
+@pytest.mark.parametrize("layout", LATE_LAYOUTS, ids=["packed", "padded"])
+@pytest.mark.parametrize("settings", [{}, {"global_batch_tokens": 60}], ids=["documents", "tokens"])
+def test_a_largest_pass_late_in_the_run_is_found(layout: Layout, settings: dict[str, Any]):
+    late = int(epoch_order(9000, seed=7, epoch=0)[8000])
+    schedule = long_schedule(uneven_lengths(9000, {late: 150}), **settings)
+    largest = largest_pass(schedule, layout)
+    assert largest.step == schedule.steps_of(np.array([late]), epoch=0)[0] > 3 * LOOKED_AT_STEPS
+    assert any(late in row for row in largest.rows)
+    assert largest.num_tokens >= 150
+
+
+def test_on_resume_the_largest_pass_is_one_that_is_still_to_come():
+    """The longest document has been trained; it comes again in the next epoch, if there is one."""
+    order = epoch_order(9000, seed=7, epoch=0)
+    lengths = uneven_lengths(9000, {order[100]: 150, order[8000]: 120})
+    layout = Layout(packing=False, row_tokens=200)
+    once, twice = long_schedule(lengths), long_schedule(lengths, num_epochs=2)
+    assert largest_pass(once, layout, first=1000).num_tokens == 120
+    again = largest_pass(twice, layout, first=1000)
+    assert (again.num_tokens, twice.step(again.step).epoch) == (150, 1)
+
+
+@pytest.mark.parametrize(
+    ("num_documents", "settings"),
+    [
+        (3_000_000, {"num_epochs": 3, "global_batch_size": 4096}),
+        (3_000_000, {"num_epochs": 3, "global_batch_size": 500_000}),
+        (50_000, {"num_epochs": 20, "global_batch_size": 128}),
+        (10, {"max_steps": 100_000}),
+    ],
+    ids=str,
+)
+def test_looking_for_the_largest_pass_costs_the_same_however_long_the_run_is(
+    monkeypatch: pytest.MonkeyPatch, num_documents: int, settings: dict[str, Any]
+):
+    laid_out: list[int] = []
+    real = memory.lay_out
+
+    def counting(documents: np.ndarray, *arguments: Any, **options: Any) -> Any:
+        laid_out.append(len(documents))
+        return real(documents[:64], arguments[0][:64], **options)  # how many they are is all that counts
+
+    monkeypatch.setattr(memory, "lay_out", counting)
+    schedule = long_schedule(uneven_lengths(num_documents, {}), **settings)
+    largest_pass(schedule, Layout(packing=True, row_tokens=200))
+    per_step = -(-num_documents // schedule.steps_per_epoch)
+    assert 0 < len(laid_out) <= 2 * LOOKED_AT_STEPS
+    assert sum(laid_out) <= 2 * max(LOOKED_AT_DOCUMENTS, per_step)
 
 
 def test_layouts_shrink_down_to_the_longest_document():

@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from finetooth.batching.order import epoch_order, even_boundary, token_boundaries
+from finetooth.batching.order import epoch_order, even_boundary, places_in_order, token_boundaries
 from finetooth.batching.packing import Layout, Row, lay_out
 from finetooth.config.schema import TrainingConfig
 from finetooth.data.records import DocumentSource
@@ -116,6 +116,18 @@ class Schedule:
     def steps(self, first: int = 1) -> Iterator[Step]:
         """Every step from `first` on."""
         return (self.step(number) for number in range(first, self.num_steps + 1))
+
+    def steps_of(self, documents: np.ndarray, *, epoch: int) -> np.ndarray:
+        """The numbers of the steps in which an epoch trains these documents: int64, one for each.
+
+        An epoch that the run does not finish has steps beyond `num_steps`.
+        """
+        places = places_in_order(documents, self.num_documents, seed=self.seed, epoch=epoch)
+        if self.global_batch_tokens is None:
+            steps = ((places + 1) * self.steps_per_epoch - 1) // self.num_documents
+        else:
+            steps = np.searchsorted(_token_boundaries(self, epoch), places, side="right") - 1
+        return epoch * self.steps_per_epoch + steps + 1
 
     def rows(self, step: Step, *, layout: Layout, rank: int = 0, world_size: int = 1) -> list[Row]:
         """The rows of a step that this rank trains."""
