@@ -4,6 +4,7 @@ The public names are imported when they are first used: `import finetooth` loads
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from finetooth.training.trainer import SFTTrainer
 
 __version__ = "0.1.0"
+
+# Where the package `kernels` is installed, transformers fetches compiled code from the hub for some families,
+# unless this stands in the environment before its own modules are imported. Who wants that writes 1.
+os.environ.setdefault("USE_HUB_KERNELS", "0")
 
 __all__ = [
     "CheckpointManager",

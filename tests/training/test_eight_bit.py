@@ -1,6 +1,5 @@
 """AdamW with states of 8 bits learns as AdamW does, keeps them small, and resumes to the same bits."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import nn
 from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError
 from finetooth.config.schema import ModelConfig
+from finetooth.model import four_bits
 from finetooth.model.load import load_policy
 from finetooth.training.checkpoint import CheckpointManager
 from finetooth.training.eight_bit import eight_bit_adamw, is_eight_bit
@@ -93,7 +93,7 @@ def test_resumed_is_uninterrupted(tmp_path: Path, settings: dict[str, str], dtyp
 
 
 def test_without_bitsandbytes_it_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim.adamw", None)
+    monkeypatch.setattr(four_bits.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
         create_optimizer(small_policy(), learning_rate=1e-3, kind="adamw_8bit")
     assert str(caught.value) == (

@@ -17,10 +17,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, PeftModelForCausalLM
-from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -32,9 +28,17 @@ from finetooth.base.errors import ConfigError, problem
 from finetooth.config.schema import AdapterConfig
 from finetooth.model.dropout import AdapterDropout, KeyedDropout
 from finetooth.model.folders import ADAPTER_CONFIG
+from finetooth.model.four_bits import import_bitsandbytes
 from finetooth.model.loss import TrainedRows
 from finetooth.model.model_config import first_line
 from finetooth.model.quiet import quiet_transformers
+
+import_bitsandbytes()  # before peft, which imports it wherever it is installed
+
+from peft import LoraConfig, PeftModel, PeftModelForCausalLM  # noqa: E402
+from peft.tuners.lora import LoraLayer  # noqa: E402
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict  # noqa: E402
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper  # noqa: E402
 
 TENSORS_FILE = "adapter_model.safetensors"
 _NAME = "default"

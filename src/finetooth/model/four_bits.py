@@ -3,8 +3,6 @@
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -18,11 +16,9 @@ def loading_options(devices: DeviceManager) -> dict[str, Any]:
 
     They compute in the devices' precision. Raises ConfigError where bitsandbytes is not installed.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not import_bitsandbytes():
         fact, remedy = "qlora needs bitsandbytes", "pip install 'finetooth[qlora]'"
         raise ConfigError(problem("adapter.type", fact, remedy))
-    with _without_hub_kernels():
-        importlib.import_module("bitsandbytes")
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -30,6 +26,25 @@ def loading_options(devices: DeviceManager) -> dict[str, Any]:
         bnb_4bit_compute_dtype=devices.compute_dtype,
     )
     return {"quantization_config": settings, "device_map": {"": devices.device}}
+
+
+def import_bitsandbytes() -> bool:
+    """Imports bitsandbytes where it is installed, and tells whether it is.
+
+    Wherever it is needed, it is imported here first, peft's own import included: on some CPUs it would fetch
+    compiled code from the hub if it found the package `kernels`.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return False
+    kernels = sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # pyright: ignore[reportArgumentType] - an import of it then fails
+    try:
+        importlib.import_module("bitsandbytes")
+    finally:
+        del sys.modules["kernels"]
+        if kernels is not None:
+            sys.modules["kernels"] = kernels
+    return True
 
 
 def keep_packing(model: PreTrainedModel) -> None:
@@ -40,16 +55,3 @@ def keep_packing(model: PreTrainedModel) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             vars(module)["support_avx512bf16_for_cpu"] = False
-
-
-@contextmanager
-def _without_hub_kernels() -> Iterator[None]:
-    """Within it, bitsandbytes does not find the package that would fetch compiled code from the hub."""
-    if "bitsandbytes" in sys.modules or "kernels" in sys.modules:
-        yield
-        return
-    sys.modules["kernels"] = None  # pyright: ignore[reportArgumentType] - an import of it then fails
-    try:
-        yield
-    finally:
-        del sys.modules["kernels"]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from finetooth.base.errors import ConfigError, problem
+from finetooth.model.four_bits import import_bitsandbytes
 
 _PLACE = "training.optimizer"
 _SMALLEST = 4096
@@ -24,11 +25,11 @@ def eight_bit_adamw(groups: list[dict[str, Any]], **options: Any) -> torch.optim
     device = groups[0]["params"][0].device.type
     if device not in ("cpu", "cuda"):
         raise ConfigError(problem(_PLACE, f"adamw_8bit does not run on {device}", "write adamw"))
-    try:
-        from bitsandbytes.optim.adamw import AdamW8bit
-    except ImportError as error:
+    if not import_bitsandbytes():
         fact = "adamw_8bit needs bitsandbytes"
-        raise ConfigError(problem(_PLACE, fact, "pip install 'finetooth[qlora]'")) from error
+        raise ConfigError(problem(_PLACE, fact, "pip install 'finetooth[qlora]'"))
+    from bitsandbytes.optim.adamw import AdamW8bit
+
     return AdamW8bit(groups, **options)
 
 
