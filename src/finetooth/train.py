@@ -27,6 +27,8 @@ from finetooth.reporting.run_facts import read_facts
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager
 from finetooth.training.final import save_final
 from finetooth.training.legacy_files import has_twin
+from finetooth.training.memory import telling_what_loads
+from finetooth.training.resuming import require_same_adapter
 from finetooth.training.run_directory import (
     Resume,
     claimed_run_directory,
@@ -110,7 +112,8 @@ def _train(
     train_documents, dev_documents = _documents(prepared, overfit)
     with ranks.agreeing("loading the model"):
         checkpoint = _checkpoint(config, resume, ranks, console)
-        policy, notes = _policy(config, prepared.template, checkpoint, ranks, devices)
+        with telling_what_loads(devices):
+            policy, notes = _policy(config, prepared.template, checkpoint, ranks, devices)
     with ranks.agreeing("setting up"):
         trainer = SFTTrainer(
             config,
@@ -231,6 +234,8 @@ def _policy(
     config: SFTConfig, template: Template, checkpoint: Checkpoint | None, ranks: Ranks, devices: DeviceManager
 ) -> tuple[PolicyModel, dict[str, Any]]:
     """The policy, and what environment.json says of the template: when resumed, what was noted at first."""
+    if checkpoint is not None:
+        require_same_adapter(checkpoint, config.adapter)
     saved = None if checkpoint is None else checkpoint.folder
     sharded = start_sharded(config, template, checkpoint=saved, ranks=ranks, devices=devices)
     if saved is not None:

@@ -58,7 +58,7 @@ def test_one_gpu_of_several_may_be_named(machine_with):
     )
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "bf16-pure"])
 def test_mps_has_fp32_only(machine_with, precision: str):
     machine_with(mps=True)
     with pytest.raises(ConfigError) as caught:
@@ -76,7 +76,18 @@ def test_matrix_products_have_the_precision_that_was_asked_for(precision: str, d
     with devices.autocast():
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert devices.compute_dtype is product.dtype is dtype
+    assert devices.parameter_dtype is torch.float32
     assert devices.gradient_scaler().is_enabled() == (precision == "fp16")
+
+
+def test_pure_bf16_keeps_parameters_in_the_type_it_computes_in():
+    devices = DeviceManager("cpu", "bf16-pure")
+    with devices.autocast():
+        single = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert devices.compute_dtype is devices.parameter_dtype is torch.bfloat16
+    assert single.dtype is torch.float32, "what is not bf16 already is not cast"
+    assert not devices.gradient_scaler().is_enabled()
+    assert re.fullmatch(r"cpu, \d+ threads, bf16-pure", devices.describe())
 
 
 def test_peak_memory_counts_what_this_process_had():

@@ -1,7 +1,8 @@
 """Runs that train adapters: saved alone, resumed to the bit, the same on ranks, evaluated as trained."""
 
+import contextlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from finetooth.base.distributed import Ranks
 from finetooth.base.errors import ConfigError
 from finetooth.config.schema import AdapterConfig, ModelConfig, ParallelConfig, SFTConfig
 from finetooth.model.start import resume_policy, start_policy
+from finetooth.training.checkpoint import Checkpoint, TrainingState
+from finetooth.training.resuming import require_same_adapter
 from finetooth.training.trainer import SFTTrainer, TrainResult
 
 CPU = DeviceManager("cpu", "fp32")
@@ -187,6 +190,38 @@ def test_tokens_that_are_asked_for_are_trained_and_unknown_ones_named(tmp_path: 
     assert code == 0, stderr
     settings = json.loads((tmp_path / "run/final/adapter_config.json").read_text())
     assert [len(rows) for rows in settings["trainable_token_indices"].values()] == [1]
+
+
+@pytest.mark.parametrize(
+    ("here", "names", "facts"),
+    [
+        (AdapterConfig(type="lora", r=8), ["adapter.r"], ["8 here, 4"]),
+        (AdapterConfig(type="dora", r=8), ["adapter.type"], ["dora here, lora"]),
+        (AdapterConfig(), ["adapter.type"], ["None here, lora"]),
+        (AdapterConfig(type="lora", r=4, alpha=1), [], []),
+    ],
+)
+def test_another_adapter_cannot_go_on_with_a_checkpoint(
+    here: AdapterConfig, names: list[str], facts: list[str]
+):
+    saved = {f"adapter.{name}": value for name, value in asdict(AdapterConfig(type="lora", r=4)).items()}
+    checkpoint = Checkpoint(Path("step-000003"), TrainingState(next_step=4, identity=saved))
+    remedy = "undo the change, or name another output_dir; --accept-changes cannot bridge it"
+    with contextlib.nullcontext() if not names else pytest.raises(ConfigError) as caught:
+        require_same_adapter(checkpoint, here)
+    if caught is not None:
+        told = zip(names, facts, strict=True)
+        assert caught.value.problems == [f"{name}: {fact} in step-000003; {remedy}" for name, fact in told]
+
+
+def test_a_changed_adapter_is_told_before_its_parameters_are_read(tmp_path: Path):
+    run = write_run(tmp_path, adapter={"type": "lora", "r": 4}, training={"max_steps": 2})
+    assert run_process("train", run.name, folder=tmp_path)[0] == 0
+    for changes in ([], ["--accept-changes"]):
+        command = ["train", run.name, "--resume", "adapter.r=8", *changes]
+        code, _, stderr = run_process(*command, folder=tmp_path)
+        assert code == 2
+        assert stderr.splitlines()[-1].startswith("adapter.r: 8 here, 4 in run/checkpoints/step-000002; undo")
 
 
 def test_an_adapter_is_no_base(tmp_path: Path):

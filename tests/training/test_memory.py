@@ -13,6 +13,7 @@ from tests.documents import Documents, random_documents, small_policy
 from tests.ranks import on_ranks
 from tests.training.test_trainer import losses, make_config
 
+from finetooth.base.devices import DeviceManager
 from finetooth.base.distributed import ALONE, Ranks
 from finetooth.base.errors import DeviceMemoryError, ToldElsewhere
 from finetooth.batching.collate import Batch
@@ -21,7 +22,13 @@ from finetooth.batching.packing import Layout, lay_out
 from finetooth.batching.schedule import Schedule, schedule_of
 from finetooth.model.policy import PolicyModel
 from finetooth.training import memory, updates
-from finetooth.training.memory import LOOKED_AT_DOCUMENTS, LOOKED_AT_STEPS, largest_pass, smaller
+from finetooth.training.memory import (
+    LOOKED_AT_DOCUMENTS,
+    LOOKED_AT_STEPS,
+    largest_pass,
+    smaller,
+    telling_what_loads,
+)
 from finetooth.training.trainer import SFTTrainer, TrainResult
 
 ROOM = 60
@@ -176,8 +183,26 @@ def test_rows_that_do_not_fit_are_told_before_the_first_step_with_some_that_do(t
 
 
 def test_a_document_that_never_fits_is_told(tmp_path: Path):
-    with pytest.raises(DeviceMemoryError, match="not even the longest document alone fits"):
+    with pytest.raises(DeviceMemoryError) as caught:
         train(tmp_path, random_documents(20), policy_with_room_for(5), auto_fit=True)
+    assert str(caught.value).partition("; ")[2] == (
+        "not even the longest document alone fits; lower data.max_length, set parallel.shard, or keep less "
+        "per parameter on the device than the 16 bytes of fp32, bf16 and fp16: "
+        "training.optimizer: adamw_8bit (10), training.precision: bf16-pure (8 to 10), "
+        "parallel.offload_optimizer: true (8), an adapter (about 2)"
+    )
+
+
+def test_parameters_that_do_not_fit_are_told_with_what_needs_less():
+    with pytest.raises(DeviceMemoryError) as caught, telling_what_loads(DeviceManager("cpu", "fp32")):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+    assert str(caught.value).partition(", fp32: ")[2] == (
+        "the parameters do not fit; set parallel.shard, or keep less of each parameter than the 4 bytes "
+        "of float32: training.precision: bf16-pure (2), an adapter (2 with bf16), "
+        "adapter.type: qlora (about 0.5)"
+    )
+    with pytest.raises(RuntimeError, match="another mistake"), telling_what_loads(DeviceManager("cpu")):
+        raise RuntimeError("another mistake")
 
 
 def test_auto_fit_trains_the_same_in_shorter_rows(tmp_path: Path):

@@ -1,7 +1,8 @@
 """Whether the device's memory holds the run: its largest forward pass is rehearsed before the first step."""
 
+import contextlib
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +22,15 @@ LOOKED_AT_STEPS = 1000
 LOOKED_AT_DOCUMENTS = 128_000
 # Documents whose order is computed to find those steps, in as many epochs.
 ORDERED_DOCUMENTS = 1 << 22
+_LESS_TO_TRAIN = (
+    "lower data.max_length, set parallel.shard, or keep less per parameter on the device than the 16 bytes "
+    "of fp32, bf16 and fp16: training.optimizer: adamw_8bit (10), training.precision: bf16-pure (8 to 10), "
+    "parallel.offload_optimizer: true (8), an adapter (about 2)"
+)
+_LESS_TO_LOAD = (
+    "set parallel.shard, or keep less of each parameter than the 4 bytes of float32: "
+    "training.precision: bf16-pure (2), an adapter (2 with bf16), adapter.type: qlora (about 0.5)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +150,18 @@ def fits(
     return not shared.ranks.highest(int(failed))
 
 
+@contextlib.contextmanager
+def telling_what_loads(devices: DeviceManager) -> Iterator[None]:
+    """Within it a policy is loaded. Raises DeviceMemoryError, with what needs less, where it does not fit."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fact = "the parameters do not fit"
+        raise DeviceMemoryError(problem(f"memory of {devices.describe()}", fact, _LESS_TO_LOAD)) from None
+
+
 def release(devices: DeviceManager) -> None:
     """Gives back what a failed pass held, so that another one meets the memory as it was before."""
     gc.collect()
@@ -152,12 +174,7 @@ def _refuse(
 ) -> DeviceMemoryError:
     fact = f"a forward pass of {largest.num_tokens:,} tokens, as in step {largest.step}, does not fit"
     if fitting is None:
-        remedy = (
-            "not even the longest document alone fits; lower data.max_length, set parallel.shard, or keep "
-            "less per parameter than the 16 bytes of fp32, bf16 and fp16: "
-            "training.optimizer: adamw_8bit (10), training.precision: bf16-pure (8 to 10), "
-            "an adapter (about 2)"
-        )
+        remedy = f"not even the longest document alone fits; {_LESS_TO_TRAIN}"
     else:
         settings = ", ".join(
             f"training.{name}: {getattr(fitting, name)}"

@@ -25,6 +25,8 @@ TOLD_OTHERWISE = ("num_train_epochs", "max_steps", "warmup_steps", "precision")
 NUM_STEPS = "number of steps"
 _CONTENTS = ("training documents", "dev documents", "template", "base model")
 _SAMPLE_BYTES = 65536
+# What decides which parameters an adapter has, and so which a checkpoint holds.
+_OF_PARAMETERS = ("type", "r", "target_modules", "modules_to_save", "train_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,21 @@ def refuse_changes(changes: list[Change], checkpoint: Checkpoint) -> ConfigError
     fact = "a run with other settings cannot go on here"
     remedy = "undo the change, name another folder, or accept the change with --accept-changes"
     return ConfigError([*problems, problem("output_dir", fact, remedy)])
+
+
+def require_same_adapter(checkpoint: Checkpoint, adapter: AdapterConfig) -> None:
+    """Raises ConfigError where a checkpoint has other parameters than the adapter; it cannot be accepted."""
+    here, saved = json.loads(json.dumps(_adapter(adapter))), checkpoint.state.identity
+    kind = "adapter.type"
+    names = [f"adapter.{name}" for name in _OF_PARAMETERS] if here[kind] == saved.get(kind) else [kind]
+    remedy = "undo the change, or name another output_dir; --accept-changes cannot bridge it"
+    problems = [
+        problem(name, f"{here.get(name)} here, {saved.get(name)} in {checkpoint.folder}", remedy)
+        for name in names
+        if here.get(name) != saved.get(name)
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def require_steps_ahead(checkpoint: Checkpoint, num_steps: int) -> None:

@@ -29,6 +29,7 @@ from finetooth.model.start import start_policy
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager, TrainingState, restore_optimizer
 from finetooth.training.examination import Examination, in_words
 from finetooth.training.guards import REMEMBERED_LOSSES, highest_losses, usual_loss
+from finetooth.training.memory import telling_what_loads
 from finetooth.training.metrics import MetricsLog
 from finetooth.training.optimizer import create_optimizer, num_warmup_steps
 from finetooth.training.parallel import distribute
@@ -104,7 +105,8 @@ class SFTTrainer:
         self.dev_documents = dev
         self.template = template
         if policy is None:
-            policy, _ = start_policy(config, template, devices=self.devices)
+            with telling_what_loads(self.devices):
+                policy, _ = start_policy(config, template, devices=self.devices)
         self.policy = policy
         policy.set_dropout(config.training.dropout)
         layout = layout_of(config.training, can_pack=policy.why_not_packed is None)
