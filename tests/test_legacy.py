@@ -18,6 +18,7 @@ from finetooth.base.torch_files import read_torch_file
 from finetooth.config.load import load_config
 from finetooth.config.schema import ModelConfig
 from finetooth.data.tokenizer.tokenizer import load_tokenizer
+from finetooth.evaluate import evaluate
 from finetooth.evaluation.speaker import open_speaker
 from finetooth.model.load import load_model
 from finetooth.train import train
@@ -158,4 +159,20 @@ def test_a_vocabulary_that_the_file_lacks_is_told(tmp_path: Path, monkeypatch: p
     assert str(caught.value) == (
         f"model.tokenizer: ids up to {largest}, but the embedding has 200 rows; "
         "use the tokenizer that belongs to the model"
+    )
+
+
+def test_a_bare_file_can_be_measured_and_is_asked_for_a_tokenizer_to_talk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path, data={"max_length": 32, "template": "six-token"})
+    configurable_file(tmp_path / "ckpt.pt")
+    figures = evaluate(str(tmp_path / "ckpt.pt"), load_config(tmp_path / "run.yaml"))
+    assert figures["train_loss"] > 0
+    with pytest.raises(ConfigError) as caught:
+        open_speaker(f"{tmp_path}/ckpt.pt")
+    assert str(caught.value) == (
+        f"command line: {tmp_path}/ckpt.pt comes without a tokenizer; write it as a folder with one: "
+        f"finetooth export {tmp_path}/ckpt.pt --to folder --out FOLDER --tokenizer TOKENIZER"
     )

@@ -12,6 +12,7 @@ from finetooth.data.records import Message
 from finetooth.data.templates.template import Template, encode_prompt, resolve_template
 from finetooth.data.tokenizer.tokenizer import load_tokenizer
 from finetooth.evaluation.generation import generate
+from finetooth.model.legacy.reading import is_legacy
 from finetooth.model.load import load_policy
 from finetooth.model.policy import PolicyModel
 
@@ -74,7 +75,10 @@ def knows_tokens(target: str, template: Template) -> bool:
     """
     if not template.added_tokens:
         return True
-    tokenizer = load_tokenizer(model_folder(target), place="command line")
+    folder = model_folder(target)
+    if Path(folder).is_file():  # a .pt file, which holds no tokenizer
+        return False
+    tokenizer = load_tokenizer(folder, place="command line")
     return tokenizer.control_tokens.keys() >= set(template.added_tokens)
 
 
@@ -82,10 +86,14 @@ def open_speaker(target: str, *, devices: DeviceManager | None = None) -> Speake
     """Loads a run's policy or a base model.
 
     The template is the folder's own, which for a run is that of its training; a folder without one
-    continues the bare prompt.
+    continues the bare prompt. Raises ConfigError for a `.pt` file, which has no tokenizer.
     """
     devices = devices or DeviceManager()
     folder = model_folder(target)
+    if Path(folder).is_file() and is_legacy(folder):
+        command = f"finetooth export {target} --to folder --out FOLDER --tokenizer TOKENIZER"
+        remedy = f"write it as a folder with one: {command}"
+        raise ConfigError(problem("command line", f"{target} comes without a tokenizer", remedy))
     tokenizer = load_tokenizer(folder, place="command line")
     name = "auto" if tokenizer.chat_template is not None else "concat"
     template = resolve_template(name, tokenizer)

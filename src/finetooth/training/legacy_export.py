@@ -8,7 +8,6 @@ from finetooth.base.errors import ConfigError, problem
 from finetooth.base.files import FileEntry, new_folder
 from finetooth.config.schema import ModelConfig
 from finetooth.data.tokenizer.tokenizer import load_tokenizer
-from finetooth.model.folders import adapter_folder
 from finetooth.model.legacy.reading import is_legacy
 from finetooth.model.load import load_model
 from finetooth.model.policy import PolicyModel
@@ -22,13 +21,7 @@ _CHAT_TEMPLATE = "chat_template.jinja"
 
 
 def write_run_as_pt(run: FinishedRun, out: Path) -> None:
-    """Writes a run's policy in the layout that its base came from.
-
-    Raises ConfigError for a run that trained an adapter.
-    """
-    if adapter_folder(str(run.final)) is not None:
-        fact = f"{run.folder} trained an adapter, which the layout has no place for"
-        raise ConfigError(problem("--to pt", fact, "write --to merged, and train on or serve that folder"))
+    """Writes the policy of a run that trained all parameters in the layout that its base came from."""
     model = load_model(ModelConfig(path=str(run.final)), place=PLACE)
     write_pt(run.folder, out, model=model, config=run.config)
 

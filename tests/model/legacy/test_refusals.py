@@ -204,7 +204,7 @@ def test_a_state_dict_of_transformers_names_needs_a_config(tmp_path: Path):
     path, config = folder / "model.pt", str(tmp_path / "base" / "config.json")
     assert refusal(path) == (
         "a file of parameters alone, and no config.json beside it; "
-        "name its base's config.json as model.from_config"
+        "put that of its base there, or name it as model.from_config"
     )
     for settings in (
         ModelConfig(path=str(path), tokenizer="unused", from_config=config),

@@ -204,7 +204,9 @@ def _load_plain(
     beside = file.with_name("config.json")
     if config_path is None and not beside.is_file():
         fact = "a file of parameters alone, and no config.json beside it"
-        raise ConfigError(problem(subject, fact, "name its base's config.json as model.from_config"))
+        raise ConfigError(
+            problem(subject, fact, "put that of its base there, or name it as model.from_config")
+        )
     arrays = _arrays(content, subject)
     config = read_config(Path(config_path) if config_path else beside, subject)
     if problems := _worded(
