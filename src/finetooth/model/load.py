@@ -72,9 +72,7 @@ def load_model(
             return build_fresh(Path(model.from_config), place, seed=seed, dtype=dtype)
         if is_legacy(model.path):
             loaded = load_legacy(model.path, place, config_path=model.from_config)
-            for (
-                parameter
-            ) in loaded.parameters():  # buffers stay in float32, as they do when a folder is loaded
+            for parameter in loaded.parameters():  # buffers stay in float32, as where a folder is loaded
                 parameter.data = parameter.data.to(dtype)
         else:
             loaded = load_folder(model.path, place, dtype=dtype)

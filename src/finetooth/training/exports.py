@@ -26,7 +26,7 @@ from finetooth.training.parameter_files import (
     write_parameters,
 )
 
-Form = Literal["folder", "merged", "adapter"]
+FolderForm = Literal["folder", "merged", "adapter"]
 
 _WRITTEN_ANEW = (MANIFEST_NAME, "config.json", "README.md")
 
@@ -65,7 +65,9 @@ def open_run(target: str, *, place: str = "command line") -> FinishedRun:
     return FinishedRun(folder, load_config(folder / "config.yaml"))
 
 
-def write_export(run: FinishedRun, out: Path, *, form: Form, dtype: str, shard_bytes: int, card: str) -> None:
+def write_export(
+    run: FinishedRun, out: Path, *, form: FolderForm, dtype: str, shard_bytes: int, card: str
+) -> None:
     """Writes a run's policy in a form: parameters in a type and in files of a size.
 
     folder:  all parameters of a run that trained all of them

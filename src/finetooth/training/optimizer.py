@@ -5,10 +5,9 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim.adamw import adamw
 
 from finetooth.training.eight_bit import eight_bit_adamw, is_eight_bit, new_eight_bit_states
-from finetooth.training.stochastic_rounding import StochasticAdamW, own_part
+from finetooth.training.stochastic_rounding import StochasticAdamW, own_part, update_in_float32
 
 
 def create_optimizer(
@@ -97,23 +96,10 @@ class OffloadedAdamW(torch.optim.AdamW):
         self.hold(parameter)
         state = {name: own_part(tensor) for name, tensor in self.state[parameter].items()}
         own = own_part(parameter)
-        on_host = own.cpu()
-        adamw(
-            [on_host],
-            [own_part(parameter.grad).cpu()],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
-            [],
-            [state["step"]],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        on_host, gradient = own.cpu(), own_part(parameter.grad).cpu()
+        state["step"] += 1
+        step = int(state["step"])
+        update_in_float32(on_host, state["exp_avg"], state["exp_avg_sq"], gradient, group=group, step=step)
         if on_host is not own:
             own.copy_(on_host)
 
