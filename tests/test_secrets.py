@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from tests.small_run import run_process, write_run
+from tests.test_train import run_without_network
 
 CANARIES = {
     "HF_TOKEN": "hf_canary0aaaaaaaaaaaaaaaaaaaaaaaaaaaa",
@@ -32,9 +33,10 @@ def test_no_output_holds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         *longer,
         f"data.system=my key is {CANARIES['WANDB_API_KEY']}",
     )
-    said = run_process("train", "run.yaml", "max_steps=3", folder=tmp_path)
+    said = run_without_network(tmp_path, "train", "run.yaml")
     failed = run_process("train", "run.yaml", "no.such=setting", folder=tmp_path)
     assert (said[0], failed[0]) == (0, 2)
+    assert said[2:] == ("", ""), "a whole run, and no connection was tried"
     for secret in CANARIES.values():
         assert holding(tmp_path, secret) == []
         assert not any(secret in text for _, *texts in (said, failed) for text in texts)

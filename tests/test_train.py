@@ -348,13 +348,13 @@ socket.getaddrinfo = socket.create_connection = socket.socket.connect = socket.s
 """
 
 
-def run_without_network(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard error, and every connection that was tried."""
+def run_without_network(folder: Path, *arguments: str) -> tuple[int, str, str, str]:
+    """Exit code, standard output, standard error, and every connection that was tried."""
     (folder / "blocked").mkdir()
     (folder / "blocked" / "sitecustomize.py").write_text(NO_SOCKETS)
     attempts = folder / "attempts.txt"
     attempts.touch()
-    exit_code, _, stderr = run_process(
+    told = run_process(
         *arguments,
         folder=folder,
         PYTHONPATH=str(folder / "blocked"),
@@ -362,19 +362,22 @@ def run_without_network(folder: Path, *arguments: str) -> tuple[int, str, str]:
         HF_HUB_OFFLINE="0",
         HF_HOME=str(folder / "hub"),
     )
-    return exit_code, stderr, attempts.read_text()
+    return *told, attempts.read_text()
 
 
 def test_local_inputs_need_no_network(folder: Path):
     write_run(folder, evaluation=EXAM)
-    assert run_without_network(folder, "train", "run.yaml", "max_steps=2") == (0, "", "")
+    exit_code, _, *silence = run_without_network(folder, "train", "run.yaml", "max_steps=2")
+    assert (exit_code, *silence) == (0, "", "")
     assert math.isfinite(read_json(folder / "run" / "summary.json")["loss"])
 
 
 def test_a_connection_would_be_noticed(folder: Path):
     """Negative control: a model that is named as on the hub is looked for there."""
     write_run(folder)
-    exit_code, stderr, attempts = run_without_network(folder, "train", "run.yaml", "model.path=someone/model")
+    exit_code, _, stderr, attempts = run_without_network(
+        folder, "train", "run.yaml", "model.path=someone/model"
+    )
     assert (exit_code, stderr) == (
         2,
         "model.path: someone/model: not in the local cache, and the hub is unreachable; check the network\n",

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from finetooth.base import distributed
 from finetooth.base.distributed import ALONE, Notices, RankLostError, Ranks
-from finetooth.base.errors import DataError, FinetoothError, NonFiniteError, ToldElsewhere
+from finetooth.base.errors import DataError, FinetoothError, NonFiniteError, Stopped, ToldElsewhere
 
 ZERO, ONE = Ranks(0, 2), Ranks(1, 2)
 LOST = "[pair.cc:537] gloo: Connection closed by peer [127.0.0.1]:31150"
@@ -39,6 +39,15 @@ def test_the_failure_of_one_rank_is_told_with_rank_step_and_phase(store: dist.St
     waiting = Notices(store, ZERO).explain(lost(ZERO))
     assert isinstance(waiting, ToldElsewhere)
     assert (waiting.problems, waiting.exit_code) == ([sentence], 3)
+
+
+def test_that_another_rank_was_stopped_alone_is_told_by_rank_0(store: dist.Store):
+    stopped = failing(ONE, Stopped("run: stopped by SIGINT; start it again", exit_code=130))
+    assert isinstance(Notices(store, ONE).explain(stopped), ToldElsewhere)
+    told = Notices(store, ZERO).explain(lost(ZERO))
+    assert type(told) is Stopped, "and not one that is told elsewhere"
+    assert told.exit_code == 130
+    assert str(told) == "rank 1, step 17, reading documents: run: stopped by SIGINT; start it again"
 
 
 def test_a_rank_that_says_nothing_is_named(store: dist.Store):

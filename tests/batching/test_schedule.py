@@ -124,6 +124,6 @@ def test_part_of_an_epoch_is_rounded_up_to_a_step():
     "change",
     [{"seed": 8}, {"global_batch_size": 6}, {"global_batch_tokens": 50}, {"source_fingerprint": "other"}],
 )
-def test_the_fingerprint_tells_schedules_apart(change: dict[str, object]):
+def test_the_fingerprint_tells_schedules_apart(change: dict[str, Any]):
     assert make_schedule().fingerprint == make_schedule().fingerprint
     assert make_schedule(**change).fingerprint != make_schedule().fingerprint

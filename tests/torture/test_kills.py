@@ -12,10 +12,10 @@ from tests.small_run import start_process, write_run
 
 NUM_KILLS = 20
 CHANGING = ("seconds", "peak_memory_mb")
-# Several forward passes per step, short epochs, and evaluations with answers: kills meet all of them.
+# Several forward passes per step, dropout, short epochs, evaluations with answers: kills meet all of them.
 EXAM = {"exact_match": "plain", "exact_match_records": 2, "max_new_tokens": 4}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "training": {"max_steps": 300, "global_batch_size": 4, "packing": False},
+    "training": {"max_steps": 300, "global_batch_size": 4, "packing": False, "dropout": 0.2},
     "evaluation": {"every": 7, "train_documents": 4, **EXAM},
     "checkpoints": {"every": 1, "keep": 2},
 }
@@ -47,8 +47,9 @@ def last_step(run: Path) -> int:
     return max((json.loads(line)["step"] for line in lines[-2:]), default=0)
 
 
-def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path):
-    write_run(tmp_path, num_records=36, **SETTINGS)
+@pytest.mark.parametrize("adapter", [{}, {"type": "lora", "lora_dropout": 0.1}], ids=["full", "lora"])
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path, adapter: dict[str, Any]):
+    write_run(tmp_path, num_records=36, **SETTINGS, adapter=adapter)
     finish(tmp_path, "whole")
     generator = random.Random(20)
     steps_at_kills: list[int] = []

@@ -208,6 +208,8 @@ class Notices:
             return self._of_lost_ranks(RankLostError("between two phases"))
         if isinstance(error, ToldElsewhere):
             return error
+        if isinstance(error, Stopped) and self.store is not None:
+            self.store.set(f"stopped/{self.ranks.rank}", "")
         self.leave(error)
         if self.ranks.is_first or not isinstance(error, FinetoothError):
             return error
@@ -228,7 +230,9 @@ class Notices:
             for rank in others:
                 if self.store.check([f"failed/{rank}"]):
                     code, _, text = self.store.get(f"failed/{rank}").decode().partition(" ")
-                    return ToldElsewhere(text.split("\n"), exit_code=int(code))
+                    # A rank other than the first says nothing of its being stopped, lest all of them do.
+                    is_untold = self.ranks.is_first and self.store.check([f"stopped/{rank}"])
+                    return (Stopped if is_untold else ToldElsewhere)(text.split("\n"), exit_code=int(code))
             waiting = {rank for rank in others if self.store.check([f"waiting/{rank}"])}
             time.sleep(_POLL_SECONDS)
         if any(rank < self.ranks.rank for rank in waiting):

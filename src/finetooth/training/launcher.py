@@ -20,6 +20,7 @@ from finetooth.base.stopping import WATCHED
 RENDEZVOUS = "FINETOOTH_RENDEZVOUS"
 PATIENCE_SECONDS = 10.0
 _POLL_SECONDS = 0.05
+_STOPPED = (75, 130)  # a process was asked to stop, by SIGTERM or SIGUSR1, or by SIGINT
 _TELL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
 
@@ -98,8 +99,11 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
                     fact = "ended by SIGKILL; where nobody sent it, the machine's memory ran out"
                     print(f"rank {rank}: {fact}", file=sys.stderr)
         if failed_at is not None and time.monotonic() > failed_at + PATIENCE_SECONDS:
+            if failure in _STOPPED and processes[0].poll() is None:  # which would have told it
+                print("run: stopped; continue with --resume auto", file=sys.stderr)
             for process in processes:
                 process.kill()
+                process.wait()
         time.sleep(_POLL_SECONDS)
     return failure or next((process.returncode for process in processes if process.returncode), 0)
 
