@@ -5,9 +5,8 @@ from typing import Literal
 
 from finetooth.config.schema import AdapterConfig
 from finetooth.reporting.prompt_format import PromptFormat, ollama_template
-from finetooth.training.exports import FolderForm
 
-Form = FolderForm | Literal["pt"]
+Form = Literal["folder", "merged", "adapter", "pt"]
 
 _RANKS = (8, 16, 32, 64, 128, 256, 512)  # those that vLLM makes room for
 _OF_ADAPTER = "--tokenizer . --chat-template chat_template.jinja"
