@@ -127,8 +127,29 @@ def test_every_setting_of_training_decides_or_is_known_not_to():
     """A setting of tomorrow is part of the identity until somebody says that it decides nothing."""
     named = {name.removeprefix("training.") for name in CHANGES}
     free = {"packing", "row_tokens", "rows_at_once", "device"}
-    told_otherwise = {"num_train_epochs", "max_steps", "warmup_steps"}
+    told_otherwise = {"num_train_epochs", "max_steps", "warmup_steps", "optimizer"}
     assert {name.removeprefix("training.") for name in _DEFAULTS} <= named | free | told_otherwise
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "told"),
+    [
+        ("training.optimizer", {"optimizer": "adamw_8bit"}, "adamw_8bit here, adamw in"),
+        ("precision", {"precision": "bf16-pure"}, "bf16-pure here, fp32 in"),
+    ],
+)
+def test_states_of_another_form_cannot_be_accepted(
+    trained: Path, tmp_path: Path, name: str, changes: dict[str, Any], told: str
+):
+    config = make_config(tmp_path, base=str(trained / "base"), **changes)
+    checkpoint = at(trained / "run", MIDDLE)
+    with pytest.raises(ConfigError) as caught:
+        trainer_behind(checkpoint, config)
+    assert [line.partition(":")[0] for line in caught.value.problems] == [name, "output_dir"]
+    with pytest.raises(ConfigError) as caught:
+        trainer_behind(checkpoint, config, accept_changes=True)
+    remedy = "undo the change, or name another output_dir; --accept-changes cannot bridge it"
+    assert str(caught.value) == f"{name}: {told} {checkpoint.folder}; {remedy}"
 
 
 def test_other_records_and_another_base_are_refused_by_name(trained: Path, tmp_path: Path):

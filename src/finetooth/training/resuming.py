@@ -113,6 +113,21 @@ def require_same_adapter(checkpoint: Checkpoint, adapter: AdapterConfig) -> None
         raise ConfigError(problems)
 
 
+def require_same_states(checkpoint: Checkpoint, here: dict[str, Any]) -> None:
+    """Raises ConfigError where the optimiser keeps states of another form; it cannot be accepted."""
+    saved = checkpoint.state.identity
+    before = {name: saved.get(name, _DEFAULTS.get(name)) for name in ("training.optimizer", "precision")}
+    is_pure = [precision == "bf16-pure" for precision in (before["precision"], here["precision"])]
+    changed = [name for name in ("training.optimizer",) if here[name] != before[name]]
+    changed += ["precision"] if is_pure[0] != is_pure[1] else []
+    if changed:
+        remedy = "undo the change, or name another output_dir; --accept-changes cannot bridge it"
+        raise ConfigError(
+            problem(name, f"{here[name]} here, {before[name]} in {checkpoint.folder}", remedy)
+            for name in changed
+        )
+
+
 def require_steps_ahead(checkpoint: Checkpoint, num_steps: int) -> None:
     """Raises ConfigError where the run would have to end before the step that is done already."""
     done = checkpoint.state.next_step - 1

@@ -39,6 +39,7 @@ from finetooth.training.resuming import (
     changes_since,
     identity_of,
     refuse_changes,
+    require_same_states,
     require_steps_ahead,
 )
 from finetooth.training.updates import Updates
@@ -171,6 +172,7 @@ class SFTTrainer:
         changes = changes_since(checkpoint, identity)
         if changes and not accept_changes:
             raise refuse_changes(changes, checkpoint)
+        require_same_states(checkpoint, identity)
         require_steps_ahead(checkpoint, self.schedule.num_steps)
         restore_optimizer(checkpoint, policy=self.policy, optimizer=self.optimizer)
         if checkpoint.state.scaler:
