@@ -272,7 +272,8 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "a model without parameters": Mistake(
         remove("base/model.safetensors"),
-        "model.path: base holds no *.safetensors file; name a folder with parameters",
+        "model.path: base holds neither model.safetensors nor model.safetensors.index.json; "
+        "name a folder with parameters",
         SETTINGS,
     ),
     "a model without tokenizer": Mistake(

@@ -16,7 +16,7 @@ from finetooth.base.errors import FinetoothError, Stopped
 from finetooth.config.load import load_config
 from finetooth.evaluation import dev_loss
 from finetooth.train import train
-from finetooth.training import examination, trainer
+from finetooth.training import examination, trainer, updates
 
 EXAM = {"every": 3, "exact_match": "plain", "exact_match_records": 3, "max_new_tokens": 4}
 CHANGING = ("seconds", "peak_memory_mb")
@@ -62,7 +62,7 @@ def interrupt(
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [(train_module, "prepare_data"), (train_module, "load_policy"), (train_module, "describe_run")],
+    [(train_module, "prepare_data"), (train_module, "start_policy"), (train_module, "describe_run")],
     ids=["preparing", "loading", "setting up"],
 )
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -85,7 +85,7 @@ def test_before_training_it_ends_at_once(
 
 # Forward passes of an evaluation, calls of `generate`, and savings are counted over the whole run.
 PHASES = {
-    "a step": (trainer, "train_step", 4),
+    "a step": (updates, "train_step", 4),
     "an evaluation": (dev_loss, "collate", 7),
     "generating": (examination, "answer_documents", 2),
     "saving": (trainer.CheckpointManager, "save", 2),

@@ -18,6 +18,7 @@ from finetooth.base.devices import DeviceManager
 from finetooth.base.distributed import ALONE
 from finetooth.cli import app
 from finetooth.config.load import load_config
+from finetooth.data.preparation import prepare_data
 from finetooth.data.records import Document
 from finetooth.data.store import DocumentStore
 from finetooth.data.templates.template import Template
@@ -136,7 +137,9 @@ def test_a_mean_of_means_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("untried")
 def test_another_stop_token_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Negative control: what is to end an answer is not what is trained; such records are refused, too."""
-    monkeypatch.setattr(Template, "stop_token_ids", property(lambda self: (7,)))
+    prepare_data(load_config("run.yaml"))  # what is read again is held against a store that was good
+    other = property(lambda self: (self.tokenizer.control_tokens["<|im_start|>"],))
+    monkeypatch.setattr(Template, "stop_token_ids", other)
     assert failing() == ["masks", "stop tokens"]
 
 
