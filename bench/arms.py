@@ -14,7 +14,7 @@ from finetooth.batching.schedule import Step
 from finetooth.data.records import IGNORED_LABEL, Document, DocumentSource, Origin
 from finetooth.training.parallel import alone
 from finetooth.training.step import StepResult, train_step
-from finetooth.training.updates import ROW_LENGTHS_ON_CUDA
+from finetooth.training.updates import row_multiple
 
 PLAIN = "plain transformers"
 PADDED_ROWS = 8
@@ -54,15 +54,14 @@ class RandomDocuments:
 def _own_arm(config: Qwen3Config, documents: DocumentSource, layout: Layout, devices: DeviceManager) -> Arm:
     policy = _fresh_policy(config, devices)
     optimizer, scaler = create_optimizer(policy, learning_rate=LEARNING_RATE), devices.gradient_scaler()
-    few_lengths = devices.device.type == "cuda" and layout.packing
-    row_multiple = -(-layout.row_tokens // ROW_LENGTHS_ON_CUDA) if few_lengths else 1
+    multiple = row_multiple(layout, devices.device)
 
     def run(step: Step) -> StepResult:
         (rows,) = lay_out(step.documents, documents.lengths[step.documents], layout=layout)
         groups = forward_passes(rows, layout.rows_at_once)
         return train_step(
             alone(policy),
-            [collate(group, documents, row_multiple=row_multiple) for group in groups],
+            [collate(group, documents, row_multiple=multiple) for group in groups],
             total_loss_weight=step.total_loss_weight,
             learning_rate=LEARNING_RATE,
             optimizer=optimizer,

@@ -19,7 +19,7 @@ from finetooth.train import train
 from finetooth.training import examination, trainer, updates
 
 EXAM = {"every": 3, "exact_match": "plain", "exact_match_records": 3, "max_new_tokens": 4}
-CHANGING = ("seconds", "peak_memory_mb")
+CHANGING = ("seconds", "time", "peak_memory_mb")
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

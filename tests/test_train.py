@@ -22,7 +22,7 @@ from finetooth.config.load import load_config
 from finetooth.train import train
 
 EXAM = {"exact_match": "plain", "exact_match_records": 3, "max_new_tokens": 6}
-CHANGING = ("seconds", "peak_memory_mb")
+CHANGING = ("seconds", "time", "peak_memory_mb")
 
 
 def command(*arguments: str) -> Result:

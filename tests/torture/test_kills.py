@@ -11,7 +11,7 @@ import pytest
 from tests.small_run import start_process, write_run
 
 NUM_KILLS = 20
-CHANGING = ("seconds", "peak_memory_mb")
+CHANGING = ("seconds", "time", "peak_memory_mb")
 # Several forward passes per step, dropout, short epochs, evaluations with answers: kills meet all of them.
 EXAM = {"exact_match": "plain", "exact_match_records": 2, "max_new_tokens": 4}
 SETTINGS: dict[str, dict[str, Any]] = {

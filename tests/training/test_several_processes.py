@@ -9,7 +9,7 @@ import pytest
 from tests.small_run import run_process, write_run
 from transformers import AutoModelForCausalLM
 
-CHANGING = ("seconds", "peak_memory_mb")
+CHANGING = ("seconds", "time", "peak_memory_mb")
 EXAM = {"every": 3, "exact_match": "plain", "exact_match_records": 3, "max_new_tokens": 4}
 
 

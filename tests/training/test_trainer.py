@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,7 @@ def test_logging_evaluation_and_saving_happen_once_per_update(tmp_path: Path):
 def test_a_line_of_metrics_holds_what_the_schedule_says(tmp_path: Path):
     documents = random_documents(14)
     trainer = SFTTrainer(make_config(tmp_path), policy=small_policy(), train=documents)
+    started = time.time()
     line = next(line for line in trainer.train().history if line["step"] == 4 and "loss" in line)
     step = trainer.schedule.step(4)
     assert line["num_documents"] == len(step.documents)
@@ -160,8 +162,9 @@ def test_a_line_of_metrics_holds_what_the_schedule_says(tmp_path: Path):
     assert line["learning_rate"] == trainer.updates.learning_rate(4)
     assert set(line) == {
         *("step", "epoch", "loss", "learning_rate", "grad_norm", "num_documents", "num_targets"),
-        *("num_tokens", "seconds", "peak_memory_mb"),
+        *("num_tokens", "seconds", "time", "peak_memory_mb"),
     }
+    assert started + line["seconds"] - 0.001 <= line["time"] <= time.time()
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_the_documents(tmp_path: Path):

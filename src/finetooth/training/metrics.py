@@ -1,10 +1,12 @@
 """metrics.jsonl: one JSON object per line, the truth about a run.
 
     {"step": 3, "epoch": 0.06, "loss": 2.31, "learning_rate": 2e-05, "grad_norm": 0.8, "num_documents": 8,
-     "num_targets": 412, "num_tokens": 1630, "seconds": 0.41, "peak_memory_mb": 812.5}
+     "num_targets": 412, "num_tokens": 1630, "seconds": 0.41, "time": 1790000000.123,
+     "peak_memory_mb": 812.5}
     {"step": 200, "train_loss": 1.1, "train_perplexity": 3.0, "dev_loss": 1.2, "dev_perplexity": 3.3}
 
-`step` counts finished updates from 1; `epoch` is how often the documents have been passed so far.
+`step` counts finished updates from 1; `epoch` is how often the documents have been passed so far; `seconds`
+is what the update took, and `time` when it was done, in seconds since 1970.
 """
 
 import json

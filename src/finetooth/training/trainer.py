@@ -316,6 +316,7 @@ class SFTTrainer:
                     "num_targets": step.num_targets,
                     "num_tokens": step.num_tokens,
                     "seconds": round(seconds, 4),
+                    "time": round(time.time(), 3),
                     "peak_memory_mb": round(self.devices.peak_memory_mb(), 1),
                     **({"row_tokens": self.updates.layout.row_tokens} if self.updates.auto_fit else {}),
                     **spike,

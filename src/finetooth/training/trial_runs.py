@@ -23,7 +23,7 @@ from finetooth.config.schema import SFTConfig
 from finetooth.data.records import DocumentSource
 
 # What metrics.jsonl holds that is of the machine, not of the training.
-_OF_THE_MACHINE = ("seconds", "peak_memory_mb")
+_OF_THE_MACHINE = ("seconds", "time", "peak_memory_mb")
 _POLL_SECONDS = 0.002
 
 

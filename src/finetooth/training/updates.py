@@ -29,6 +29,11 @@ from finetooth.training.step import StepResult, train_step
 ROW_LENGTHS_ON_CUDA = 8
 
 
+def row_multiple(layout: Layout, device: torch.device) -> int:
+    """Packed rows are padded to a multiple of so many tokens on this device."""
+    return -(-layout.row_tokens // ROW_LENGTHS_ON_CUDA) if device.type == "cuda" and layout.packing else 1
+
+
 @dataclass(slots=True)
 class Updates:
     """How the parameters are updated, step by step; every rank takes part.
@@ -128,7 +133,12 @@ class Updates:
 
     def _batch(self, rows: list[Row], step: int) -> Batch:
         draw = (self.training.seed, step) if self.shared.policy.drops else None
-        return collate(rows, self.documents, row_multiple=self._row_multiple, dropout_draw=draw)
+        return collate(
+            rows,
+            self.documents,
+            row_multiple=row_multiple(self.layout, self.devices.device),
+            dropout_draw=draw,
+        )
 
     def _largest_that_fails(self, layout: Layout, first: int) -> LargestPass | None:
         """The largest forward pass in this layout where it does not fit, else None."""
@@ -148,12 +158,6 @@ class Updates:
         self.layout = layout
         facts = f"row_tokens {layout.row_tokens:,}, rows_at_once {layout.rows_at_once}"
         print_line(self.console, f"memory does not hold the rows that were asked for; goes on with {facts}")
-
-    @property
-    def _row_multiple(self) -> int:
-        if self.devices.device.type != "cuda" or not self.layout.packing:
-            return 1
-        return -(-self.layout.row_tokens // ROW_LENGTHS_ON_CUDA)
 
     @property
     def _longest_document(self) -> int:
