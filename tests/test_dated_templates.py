@@ -113,5 +113,5 @@ def test_a_run_with_another_date_would_not_be_resumed(config: SFTConfig, monkeyp
         train(config)
     shutil.rmtree(Path("cache"))
     monkeypatch.setattr("finetooth.train.told_time", lambda path: None)
-    with day(27), pytest.raises(ConfigError, match="template: others than those of"):
+    with day(27), pytest.raises(ConfigError, match="template: another than that of"):
         train(config, resume="must")

@@ -197,7 +197,7 @@ def test_tokens_that_are_asked_for_are_trained_and_unknown_ones_named(tmp_path: 
     [
         (AdapterConfig(type="lora", r=8), ["adapter.r"], ["8 here, 4"]),
         (AdapterConfig(type="dora", r=8), ["adapter.type"], ["dora here, lora"]),
-        (AdapterConfig(), ["adapter.type"], ["None here, lora"]),
+        (AdapterConfig(), ["adapter.type"], ["null here, lora"]),
         (AdapterConfig(type="lora", r=4, alpha=1), [], []),
     ],
 )

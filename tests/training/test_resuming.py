@@ -170,6 +170,21 @@ def test_other_records_and_another_base_are_refused_by_name(trained: Path, tmp_p
     trainer_behind(checkpoint, make_config(tmp_path / "run", base=str(moved_base)))
 
 
+def test_changed_documents_are_refused_with_the_settings_that_make_them(trained: Path, tmp_path: Path):
+    config = make_config(tmp_path, base=str(trained / "base"))
+    shorter = replace(config, data=replace(config.data, max_length=32, system="Be brief."))
+    checkpoint = at(trained / "run", MIDDLE)
+    with pytest.raises(ConfigError) as caught:
+        trainer_behind(checkpoint, shorter, documents=random_documents(14, seed=9))
+    remedy = "undo the change"
+    assert caught.value.problems[:-1] == [
+        f"training documents: others than those of {checkpoint.folder}; {remedy}",
+        f"data.system: Be brief. here, null in {checkpoint.folder}; {remedy}",
+        f"data.max_length: 32 here, 64 in {checkpoint.folder}; {remedy}",
+    ]
+    trainer_behind(checkpoint, shorter)  # the same documents
+
+
 def test_what_decides_nothing_may_change(trained: Path, tmp_path: Path):
     config = make_config(tmp_path, base=str(trained / "base"), packing=False, row_tokens=200, rows_at_once=3)
     config = replace(

@@ -5,6 +5,7 @@
     ├── DataError              3  records, templates, stores
     ├── DeviceMemoryError      4  the device's memory does not hold the work
     ├── NonFiniteError         1  a loss or gradient is not a number
+    ├── DiskFullError          1  no room for what is to be written
     └── Stopped               75  asked to stop; saved and resumable (130 after SIGINT)
         └── ToldElsewhere      -  another process of the run tells why, with the same exit code
 
@@ -77,6 +78,10 @@ class DeviceMemoryError(FinetoothError):
     """The device's memory does not hold the work."""
 
     exit_code = 4
+
+
+class DiskFullError(FinetoothError):
+    """The disk has no room for what is to be written."""
 
 
 class NonFiniteError(FinetoothError):

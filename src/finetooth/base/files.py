@@ -22,12 +22,13 @@ from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from finetooth.base.errors import FinetoothError, problem
+from finetooth.base.errors import DiskFullError, FinetoothError, problem
 
 MANIFEST_NAME = "MANIFEST.json"
 
 FileEntry = tuple[int, str]  # a file's size and SHA-256, as the manifest has them
 
+_OTHER_PLACE = "free space there or choose another place"
 _LEFTOVER_AGE_SECONDS = 60
 _PIECE_BYTES = 2**24  # what one call writes; some systems take less than 2 GiB at once
 _NOT_WRITABLE = (
@@ -73,21 +74,42 @@ def require_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         fact = f"{num_bytes:,} bytes are needed and {free:,} are free"
-        raise FinetoothError(problem(folder.parent, fact, "free space there or choose another place"))
+        raise FinetoothError(problem(folder.parent, fact, _OTHER_PLACE))
 
 
 @contextlib.contextmanager
-def told_plainly(path: Path) -> Generator[None, None, None]:
-    """Tells in a sentence where the disk is full or the place of `path` may not be written."""
+def told_plainly(path: Path, *, num_bytes: int | None = None) -> Generator[None, None, None]:
+    """Tells in a sentence where the disk is full or the place of `path` may not be written.
+
+    num_bytes: what is to be written in all; a full disk is then told with it, and about `path`.
+    """
     try:
         yield
+    except DiskFullError as error:
+        if num_bytes is None or not isinstance(error.__cause__, OSError):
+            raise
+        raise _disk_full(path, error.__cause__, num_bytes) from error.__cause__
     except OSError as error:
         # An error that names a file elsewhere came from the caller's block and is not about this place.
         named = Path(str(cast(object, error.filename) or path)).absolute()
         if error.errno not in _NOT_WRITABLE or not named.is_relative_to(path.parent.absolute()):
             raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full(path, error, num_bytes) from error
         fact = f"cannot be written ({os.strerror(error.errno)})"
-        raise FinetoothError(problem(path, fact, "free space there or choose another place")) from error
+        raise FinetoothError(problem(path, fact, _OTHER_PLACE)) from error
+
+
+def _disk_full(path: Path, error: OSError, num_bytes: int | None) -> DiskFullError:
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    free = f"{shutil.disk_usage(there).free:,}"
+    told = (
+        f"{free} bytes are free"
+        if num_bytes is None
+        else f"{num_bytes:,} bytes are needed and {free} are free"
+    )
+    fact = f"cannot be written ({os.strerror(error.errno or 0)}), {told}"
+    return DiskFullError(problem(path, fact, _OTHER_PLACE))
 
 
 def remove_folder(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Words for values and for what is allowed, as they stand in error messages."""
 
+import json
 import math
 from typing import Any
 
@@ -25,6 +26,15 @@ def show_value(value: object) -> str:
     if isinstance(value, dict):
         return "a mapping"
     return f"a value of type {type(value).__name__}"
+
+
+def as_yaml(value: object) -> str:
+    """A value as it could stand in a run.yaml.
+
+    >>> as_yaml(None), as_yaml("auto"), as_yaml(True), as_yaml(["a.jsonl"]), as_yaml(2e-05)
+    ('null', 'auto', 'true', '["a.jsonl"]', '2e-05')
+    """
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def describe_choices(schema: dict[str, Any]) -> str:

@@ -195,10 +195,10 @@ class CheckpointManager:
         written: dict[str, FileEntry] = {}
         if self.ranks.is_first:
             self._remove_leftovers()
-        with common_folder(path, self._ranks_apart, written=written, replace=True) as folder:
-            written |= write_contents(contents, folder, self.ranks)
-        if self.ranks.is_first:
-            with told_plainly(path):
+        with told_plainly(path, num_bytes=contents.num_bytes):
+            with common_folder(path, self._ranks_apart, written=written, replace=True) as folder:
+                written |= write_contents(contents, folder, self.ranks)
+            if self.ranks.is_first:
                 self._point_best(best_step)
                 self._remove_old(best_step)
 

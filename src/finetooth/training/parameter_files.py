@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from finetooth.base.errors import ConfigError, problem
-from finetooth.base.files import FileEntry, require_space, write_proved
+from finetooth.base.files import FileEntry, require_space, told_plainly, write_proved
 from finetooth.training.tensor_files import write_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -70,12 +70,13 @@ def write_parameters(
     files = [f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
     if len(groups) == 1:
         files = [f"{stem}.safetensors"]
-    written = {
-        file: write_tensors(
-            folder / file, {name: _cast(parameters.read(name), dtype, name) for name in group}
-        )
-        for file, group in zip(files, groups, strict=True)
-    }
+    with told_plainly(folder.parent, num_bytes=sum(sizes.values())):
+        written = {
+            file: write_tensors(
+                folder / file, {name: _cast(parameters.read(name), dtype, name) for name in group}
+            )
+            for file, group in zip(files, groups, strict=True)
+        }
     if len(groups) > 1:
         homes = {name: file for file, group in zip(files, groups, strict=True) for name in group}
         index: dict[str, Any] = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": homes}

@@ -15,6 +15,7 @@ from typing import Any
 from finetooth.base.errors import ConfigError, problem
 from finetooth.batching.schedule import Schedule
 from finetooth.config.schema import AdapterConfig, ModelConfig, SFTConfig, TrainingConfig
+from finetooth.config.wording import as_yaml
 from finetooth.data.records import DocumentSource
 from finetooth.data.templates.template import Template
 from finetooth.training.checkpoint import Checkpoint
@@ -23,7 +24,8 @@ from finetooth.training.checkpoint import Checkpoint
 DECIDES_NOTHING = ("packing", "row_tokens", "rows_at_once", "device")
 TOLD_OTHERWISE = ("num_train_epochs", "max_steps", "warmup_steps", "precision")
 NUM_STEPS = "number of steps"
-_CONTENTS = ("training documents", "dev documents", "template", "base model")
+_DOCUMENTS = ("training documents", "dev documents")
+_CONTENTS = (*_DOCUMENTS, "tokenizer", "template", "base model")
 _SAMPLE_BYTES = 65536
 # What decides which parameters an adapter has, and so which a checkpoint holds.
 _OF_PARAMETERS = ("type", "r", "target_modules", "modules_to_save", "train_tokens")
@@ -40,8 +42,8 @@ class Change:
     def in_words(self) -> str:
         """What goes on otherwise, for people."""
         if self.name in _CONTENTS:
-            return f"other {self.name} than before" if self.name != "template" else "another template"
-        told = f"{self.name} {self.now} instead of {self.before}"
+            return f"other {self.name} than before" if self.name in _DOCUMENTS else f"another {self.name}"
+        told = f"{self.name} {as_yaml(self.now)} instead of {as_yaml(self.before)}"
         follows = f"; the learning rate now follows the course of {self.now} steps"
         return told + (follows if self.name == NUM_STEPS else "")
 
@@ -62,10 +64,12 @@ def identity_of(
         "base model": _base_model(config.model),
         "training documents": documents.fingerprint,
         "dev documents": None if dev is None else dev.fingerprint,
+        "tokenizer": None if template is None else template.tokenizer.fingerprint,
         "template": None if template is None else template.fingerprint,
         NUM_STEPS: schedule.num_steps,
         "steps of warm-up": warmup_steps,
         "precision": precision,
+        **{f"data.{name}": value for name, value in asdict(config.data).items() if name != "cache_dir"},
         **_adapter(config.adapter),
         **{
             f"training.{name}": value
@@ -84,10 +88,17 @@ def _adapter(adapter: AdapterConfig) -> dict[str, Any]:
 
 
 def changes_since(checkpoint: Checkpoint, here: dict[str, Any]) -> list[Change]:
-    """What differs between the run that saved a checkpoint and the one that goes on."""
+    """What differs between the run that saved a checkpoint and the one that goes on.
+
+    Settings of `data` decide by the documents they make: where these are the same, none has changed.
+    """
     saved = checkpoint.state.identity
-    before = {name: saved.get(name, _DEFAULTS.get(name)) for name in {**saved, **here}}
-    return [Change(name, before[name], here.get(name)) for name in before if before[name] != here.get(name)]
+    # What an older version did not save was what is the default now, or cannot be told.
+    before = {name: saved.get(name, _DEFAULTS.get(name, here[name])) for name in here}
+    changes = [Change(name, before[name], here[name]) for name in here if before[name] != here[name]]
+    if any(change.name in _DOCUMENTS for change in changes):
+        return changes
+    return [change for change in changes if not change.name.startswith("data.")]
 
 
 def refuse_changes(changes: list[Change], checkpoint: Checkpoint) -> ConfigError:
@@ -105,7 +116,7 @@ def require_same_adapter(checkpoint: Checkpoint, adapter: AdapterConfig) -> None
     names = [f"adapter.{name}" for name in _OF_PARAMETERS] if here[kind] == saved.get(kind) else [kind]
     remedy = "undo the change, or name another output_dir; --accept-changes cannot bridge it"
     problems = [
-        problem(name, f"{here.get(name)} here, {saved.get(name)} in {checkpoint.folder}", remedy)
+        problem(name, _here_and_saved(here.get(name), saved.get(name), checkpoint.folder), remedy)
         for name in names
         if here.get(name) != saved.get(name)
     ]
@@ -123,7 +134,7 @@ def require_same_states(checkpoint: Checkpoint, here: dict[str, Any]) -> None:
     if changed:
         remedy = "undo the change, or name another output_dir; --accept-changes cannot bridge it"
         raise ConfigError(
-            problem(name, f"{here[name]} here, {before[name]} in {checkpoint.folder}", remedy)
+            problem(name, _here_and_saved(here[name], before[name], checkpoint.folder), remedy)
             for name in changed
         )
 
@@ -164,12 +175,15 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _difference(change: Change, folder: Path) -> str:
-    if change.name == "base model":
-        return problem(change.name, f"another than that of {folder}", "undo the change")
+    fact = _here_and_saved(change.now, change.before, folder)
     if change.name in _CONTENTS:
-        remedy = "undo the change of records or template"
-        return problem(change.name, f"others than those of {folder}", remedy)
-    return problem(change.name, f"{change.now} here, {change.before} in {folder}", "undo the change")
+        fact = "others than those" if change.name in _DOCUMENTS else "another than that"
+        fact += f" of {folder}"
+    return problem(change.name, fact, "undo the change")
+
+
+def _here_and_saved(here: object, saved: object, folder: Path) -> str:
+    return f"{as_yaml(here)} here, {as_yaml(saved)} in {folder}"
 
 
 def _defaults() -> dict[str, Any]:
