@@ -112,7 +112,7 @@ def _train(
     train_documents, dev_documents = _documents(prepared, overfit)
     with ranks.agreeing("loading the model"):
         checkpoint = _checkpoint(config, resume, ranks, console)
-        with telling_what_loads(devices):
+        with telling_what_loads(devices, is_sharded=config.parallel.shard is not None):
             policy, notes = _policy(config, prepared.template, checkpoint, ranks, devices)
     with ranks.agreeing("setting up"):
         trainer = SFTTrainer(

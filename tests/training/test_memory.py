@@ -193,15 +193,22 @@ def test_a_document_that_never_fits_is_told(tmp_path: Path):
     )
 
 
-def test_parameters_that_do_not_fit_are_told_with_what_needs_less():
-    with pytest.raises(DeviceMemoryError) as caught, telling_what_loads(DeviceManager("cpu", "fp32")):
+@pytest.mark.parametrize(
+    ("is_sharded", "remedy"), [(False, "set parallel.shard"), (True, "share them among more devices")]
+)
+def test_parameters_that_do_not_fit_are_told_with_what_needs_less(is_sharded: bool, remedy: str):
+    devices = DeviceManager("cpu", "fp32")
+    with pytest.raises(DeviceMemoryError) as caught, telling_what_loads(devices, is_sharded=is_sharded):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
     assert str(caught.value).partition(", fp32: ")[2] == (
-        "the parameters do not fit; set parallel.shard, or keep less of each parameter than the 4 bytes "
+        f"the parameters do not fit; {remedy}, or keep less of each parameter than the 4 bytes "
         "of float32: training.precision: bf16-pure (2), an adapter (2 with bf16), "
         "adapter.type: qlora (about 0.5)"
     )
-    with pytest.raises(RuntimeError, match="another mistake"), telling_what_loads(DeviceManager("cpu")):
+    with (
+        pytest.raises(RuntimeError, match="another mistake"),
+        telling_what_loads(devices, is_sharded=is_sharded),
+    ):
         raise RuntimeError("another mistake")
 
 

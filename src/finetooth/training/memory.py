@@ -28,7 +28,7 @@ _LESS_TO_TRAIN = (
     "parallel.offload_optimizer: true (8), an adapter (about 2)"
 )
 _LESS_TO_LOAD = (
-    "set parallel.shard, or keep less of each parameter than the 4 bytes of float32: "
+    "keep less of each parameter than the 4 bytes of float32: "
     "training.precision: bf16-pure (2), an adapter (2 with bf16), adapter.type: qlora (about 0.5)"
 )
 
@@ -151,7 +151,7 @@ def fits(
 
 
 @contextlib.contextmanager
-def telling_what_loads(devices: DeviceManager) -> Iterator[None]:
+def telling_what_loads(devices: DeviceManager, *, is_sharded: bool) -> Iterator[None]:
     """Within it a policy is loaded. Raises DeviceMemoryError, with what needs less, where it does not fit."""
     try:
         yield
@@ -159,7 +159,12 @@ def telling_what_loads(devices: DeviceManager) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         fact = "the parameters do not fit"
-        raise DeviceMemoryError(problem(f"memory of {devices.describe()}", fact, _LESS_TO_LOAD)) from None
+        remedy = (
+            f"share them among more devices, or {_LESS_TO_LOAD}"
+            if is_sharded
+            else f"set parallel.shard, or {_LESS_TO_LOAD}"
+        )
+        raise DeviceMemoryError(problem(f"memory of {devices.describe()}", fact, remedy)) from None
 
 
 def release(devices: DeviceManager) -> None:

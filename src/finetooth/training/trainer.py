@@ -106,7 +106,7 @@ class SFTTrainer:
         self.dev_documents = dev
         self.template = template
         if policy is None:
-            with telling_what_loads(self.devices):
+            with telling_what_loads(self.devices, is_sharded=config.parallel.shard is not None):
                 policy, _ = start_policy(config, template, devices=self.devices)
         self.policy = policy
         policy.set_dropout(config.training.dropout)
