@@ -9,12 +9,11 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from finetooth import DeviceManager, PolicyModel, create_optimizer
 from finetooth.base.devices import deterministic_seed
 from finetooth.batching.collate import collate
-from finetooth.batching.packing import Layout, forward_passes, lay_out
+from finetooth.batching.packing import Layout, forward_passes, lay_out, row_multiple
 from finetooth.batching.schedule import Step
 from finetooth.data.records import IGNORED_LABEL, Document, DocumentSource, Origin
 from finetooth.training.parallel import alone
 from finetooth.training.step import StepResult, train_step
-from finetooth.training.updates import row_multiple
 
 PLAIN = "plain transformers"
 PADDED_ROWS = 8
@@ -54,7 +53,7 @@ class RandomDocuments:
 def _own_arm(config: Qwen3Config, documents: DocumentSource, layout: Layout, devices: DeviceManager) -> Arm:
     policy = _fresh_policy(config, devices)
     optimizer, scaler = create_optimizer(policy, learning_rate=LEARNING_RATE), devices.gradient_scaler()
-    multiple = row_multiple(layout, devices.device)
+    multiple = row_multiple(layout, devices.device.type)
 
     def run(step: Step) -> StepResult:
         (rows,) = lay_out(step.documents, documents.lengths[step.documents], layout=layout)

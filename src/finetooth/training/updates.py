@@ -15,7 +15,7 @@ from finetooth.base.errors import (
 )
 from finetooth.base.terminal import print_line
 from finetooth.batching.collate import Batch, collate
-from finetooth.batching.packing import Layout, Row, forward_passes
+from finetooth.batching.packing import Layout, Row, forward_passes, row_multiple
 from finetooth.batching.schedule import Schedule, Step
 from finetooth.config.schema import TrainingConfig
 from finetooth.data.records import DocumentSource
@@ -24,14 +24,6 @@ from finetooth.training.memory import LargestPass, find_layout, fits, largest_pa
 from finetooth.training.optimizer import lr_at
 from finetooth.training.parallel import SharedPolicy
 from finetooth.training.step import StepResult, train_step
-
-# Few row lengths let CUDA reuse its plans; on a CPU every padded token is lost time.
-ROW_LENGTHS_ON_CUDA = 8
-
-
-def row_multiple(layout: Layout, device: torch.device) -> int:
-    """Packed rows are padded to a multiple of so many tokens on this device."""
-    return -(-layout.row_tokens // ROW_LENGTHS_ON_CUDA) if device.type == "cuda" and layout.packing else 1
 
 
 @dataclass(slots=True)
@@ -136,7 +128,7 @@ class Updates:
         return collate(
             rows,
             self.documents,
-            row_multiple=row_multiple(self.layout, self.devices.device),
+            row_multiple=row_multiple(self.layout, self.devices.device.type),
             dropout_draw=draw,
         )
 
