@@ -28,8 +28,8 @@ check: .venv/installed  ## lint, format, types, layers and sizes
 	.venv/bin/lint-imports
 	$(RUN) tools/size_report.py
 
-bench: .venv/installed  ## measure training speed on this machine
-	$(RUN) bench/train_speed.py
+bench: .venv/installed  ## measure whole training runs on this machine, beside TRL
+	$(RUN) bench/whole_runs.py
 
 schema: .venv/installed  ## write docs/run.schema.json from the settings
 	$(RUN) -m finetooth.config.json_schema > docs/run.schema.json.new
