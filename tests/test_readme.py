@@ -47,7 +47,7 @@ def finetooth(command: str, folder: Path, text: str = "") -> subprocess.Complete
 
 def test_the_readme_shows_every_command():
     shown = {shlex.split(command)[1] for command in COMMANDS}
-    assert shown == {"prepare", "inspect", "verify", "train", "eval", "compare", "chat", "export"}
+    assert shown == {"init", "prepare", "inspect", "verify", "train", "eval", "compare", "chat", "export"}
 
 
 @pytest.mark.slow

@@ -30,6 +30,14 @@ class Layout(StrEnum):
     JSONL = "jsonl"
 
 
+class What(StrEnum):
+    """What `init --preset` trains."""
+
+    FULL = "full"
+    LORA = "lora"
+    QLORA = "qlora"
+
+
 class Form(StrEnum):
     """What `export --to` writes."""
 

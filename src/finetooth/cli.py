@@ -24,6 +24,7 @@ from finetooth.arguments import (
     Resume,
     RunFile,
     Target,
+    What,
     load_for,
     load_settings,
     read_prompts,
@@ -82,6 +83,36 @@ def demo(
         from finetooth.demo import demo as run
 
         return run(out, console=console)
+
+    run_verb(verb, as_json=as_json)
+
+
+@app.command()
+def init(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="File, folder or pattern of records, or hf://NAME.")
+    ],
+    model: Annotated[
+        str, typer.Option(metavar="M", help="Base model: folder, hub name, .pt file; or a config.json.")
+    ],
+    overrides: Overrides = None,
+    preset: Annotated[
+        What | None, typer.Option(show_default=False, help="What is trained; default: what memory holds.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")] = Path("run.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there already.")] = False,
+    as_json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Write a first run.yaml for records and a base model."""
+
+    def verb(console: "Console") -> dict[str, Any]:
+        from finetooth.init import init as run
+
+        chosen = None if preset is None else preset.value
+        return run(
+            data, model, preset=chosen, out=out, force=force, overrides=overrides or [], console=console
+        )
 
     run_verb(verb, as_json=as_json)
 

@@ -41,7 +41,7 @@ def naive(inputs: dict[str, torch.Tensor], transform: LogitTransform) -> torch.T
 def test_loss_and_gradients_equal_the_naive_ones(
     transform: LogitTransform, num_targets: int, gradient_scale: float, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loss_module, "MAX_CHUNK_ROWS", 7)
+    monkeypatch.setattr(loss_module, "chunk_rows", lambda vocabulary, device_type: 7)
     inputs = draw(num_targets)
     trained = [inputs["hidden_ND"], inputs["weight_VD"], inputs["bias_V"]]
     ours = head_loss(**inputs, transform=transform, gradient_scale=gradient_scale)
@@ -74,7 +74,7 @@ def test_fp32_gradients_are_within_1e5_of_fp64():
 def test_autocast_computes_in_bf16_and_sums_the_gradient_of_the_head_in_fp32(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(loss_module, "MAX_CHUNK_ROWS", 7)
+    monkeypatch.setattr(loss_module, "chunk_rows", lambda vocabulary, device_type: 7)
     inputs = draw(50)
     hidden, weight = (inputs[name].detach().float().requires_grad_() for name in ("hidden_ND", "weight_VD"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -116,7 +116,7 @@ def test_the_plain_reference_is_zero_without_targets():
 def test_rows_that_stand_in_for_those_of_a_frozen_head_have_its_rows_gradient(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(loss_module, "MAX_CHUNK_ROWS", 7)
+    monkeypatch.setattr(loss_module, "chunk_rows", lambda vocabulary, device_type: 7)
     inputs = draw(23)
     numbers_R = torch.tensor([4, 1])
     values_RD = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)

@@ -30,14 +30,19 @@ def describe_config(config: SFTConfig) -> str:
 
 def _describe_value(key: str, value: object, origin: str) -> str:
     section, _, name = key.rpartition(".")
-    return f"{'  ' if section else ''}{name}: {_write_value(value)}  # {_escape(origin)}"
+    return f"{'  ' if section else ''}{name}: {write_value(value)}  # {_escape(origin)}"
 
 
 def _origin_of(config: SFTConfig, key: str, value: object) -> str:
     return config.origins.get(key, "default" if value == SETTINGS[key].default else "code")
 
 
-def _write_value(value: object) -> str:
+def write_value(value: object) -> str:
+    """A value on one line, as `load_config` reads it back.
+
+    >>> write_value("runs/first"), write_value("no: such"), write_value(None)
+    ('runs/first', '"no: such"', 'null')
+    """
     if isinstance(value, str) and PLAIN_TEXT.fullmatch(value) and _reads_back(value):
         return value
     return _escape(json.dumps(value, ensure_ascii=False))

@@ -4,7 +4,7 @@ Types are strict: text is never a number, `yes` is text, a whole number will do 
 Relative paths in the file are relative to the working directory, not to the file.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from finetooth.base.errors import ConfigError, problem
@@ -38,14 +38,34 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SFTConfig:
 
     Raises ConfigError with every mistake, ordered by line, then what is missing, then the command line.
     """
-    draft = _Draft(str(path))
     try:
-        entries, mistakes = read_mapping(_read_text(Path(path)))
+        text = _read_text(Path(path))
+    except Unreadable as error:
+        raise ConfigError(_Draft(str(path)).word(error.mistake)) from None
+    return read_config(text, str(path), overrides)
+
+
+def read_config(text: str, name: str, overrides: Sequence[str] = ()) -> SFTConfig:
+    """As `load_config`, from the text of a run file; name: what the file is called in messages."""
+    draft = _Draft(name)
+    try:
+        entries, mistakes = read_mapping(text)
     except Unreadable as error:
         raise ConfigError(draft.word(error.mistake)) from None
     for mistake in mistakes:
         draft.add_mistake(mistake)
     draft.take_file(entries)
+    draft.take_overrides(overrides)
+    return draft.finish()
+
+
+def config_of(values: Mapping[str, object], overrides: Sequence[str] = ()) -> SFTConfig:
+    """A config from values by dotted key, as if they stood on the command line, and overrides.
+
+    Raises ConfigError with every mistake.
+    """
+    draft = _Draft(COMMAND_LINE)
+    draft.values, draft.places = dict(values), dict.fromkeys(values, COMMAND_LINE)
     draft.take_overrides(overrides)
     return draft.finish()
 

@@ -10,10 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-# Logits held at once: on a CPU what its last cache holds, elsewhere enough for fast matrix products.
-CHUNK_LOGITS = {"cpu": 1 << 23}
-CHUNK_LOGITS_ELSEWHERE = 1 << 28
-MAX_CHUNK_ROWS = 8192
+from finetooth.model.head_chunks import chunk_rows
 
 
 def sft_loss(
@@ -140,10 +137,9 @@ class _HeadLoss(torch.autograd.Function):
         bias_gradient = torch.zeros_like(bias_V, dtype=wide) if wants_bias and bias_V is not None else None
         rows_gradient = torch.zeros_like(rows_RD, dtype=wide) if wants_rows and rows_RD is not None else None
         loss_sum = torch.zeros((), dtype=wide, device=hidden_ND.device)
-        chunk_logits = CHUNK_LOGITS.get(hidden_ND.device.type, CHUNK_LOGITS_ELSEWHERE)
-        chunk_rows = max(1, min(MAX_CHUNK_ROWS, chunk_logits // weight_VD.shape[0]))
-        for start in range(0, len(targets_N), chunk_rows):
-            rows = slice(start, start + chunk_rows)
+        num_at_once = chunk_rows(weight_VD.shape[0], hidden_ND.device.type)
+        for start in range(0, len(targets_N), num_at_once):
+            rows = slice(start, start + num_at_once)
             narrow_hidden_ND = hidden_ND[rows].to(options.compute_dtype)
             weights_N1 = loss_weights_N[rows, None].to(wide)
             losses_N1, gradient_NV = _chunk(

@@ -57,11 +57,26 @@ def load_legacy(name: str, place: str, *, config_path: str | None = None) -> Pre
     content = _read(file, place)
     if (layout := _layout_of(content)) is None:
         return _load_plain(content, file, subject, config_path)
-    if config_path is not None:
-        raise ConfigError(problem(subject, "it holds settings of its own", "leave model.from_config out"))
-    settings = content[layout.settings]
-    given = settings.attributes if isinstance(settings, StoredObject) else settings
-    return _Reading(layout, _arrays(content[layout.state], subject), subject).load(_plain(given, subject))
+    settings, arrays = _settings_and_arrays(layout, content, subject, config_path)
+    return _Reading(layout, arrays, subject).load(settings)
+
+
+def examine_legacy(name: str, place: str, *, config_path: str | None = None) -> tuple[dict[str, Any], int]:
+    """What config.json would say of such a model, and its number of parameters; none of them is copied.
+
+    Arguments as for `load_legacy`. Raises ConfigError for a file that is damaged or of no known layout.
+    """
+    path = Path(name).expanduser()
+    file = path / FILE_NAME if path.is_dir() else path
+    subject = f"{place}: {file}"
+    content = _read(file, place)
+    if (layout := _layout_of(content)) is None:
+        config, _ = _plain_parts(content, file, subject, config_path)
+    else:
+        settings, arrays = _settings_and_arrays(layout, content, subject, config_path)
+        reading = _Reading(layout, arrays, subject)
+        config = reading.config(reading.origin(settings))
+    return config.to_dict(), _outline(config, subject).num_parameters()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +88,8 @@ class _Reading:
     subject: str
 
     def load(self, settings: Mapping[str, Any]) -> PreTrainedModel:
-        origin = self._origin(settings)
-        fixed = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **origin.twin.fixed}
-        fields = {field: origin.all_settings[name] for field, name in origin.twin.fields.items()}
-        config = make_config({"model_type": origin.twin.model_type, **fixed, **fields}, self.subject)
+        origin = self.origin(settings)
+        config = self.config(origin)
         remember(config, origin)
         outline = _outline(config, self.subject)
         self._require_fit(origin, outline)
@@ -86,7 +99,13 @@ class _Reading:
                 tensors[name] = torch.zeros(parameter.shape)
         return _filled(outline, tensors, self.subject)
 
-    def _origin(self, settings: Mapping[str, Any]) -> LegacyOrigin:
+    def config(self, origin: LegacyOrigin) -> Any:
+        """transformers' config object of the model that the file is."""
+        fixed = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **origin.twin.fixed}
+        fields = {field: origin.all_settings[name] for field, name in origin.twin.fields.items()}
+        return make_config({"model_type": origin.twin.model_type, **fixed, **fields}, self.subject)
+
+    def origin(self, settings: Mapping[str, Any]) -> LegacyOrigin:
         embedding = self.arrays.get(self.layout.embedding)
         if embedding is None or embedding.ndim != 2:
             fact = f"there is no matrix {self.layout.embedding} in {self.layout.state}"
@@ -192,10 +211,21 @@ def _is_in(layout: Layout, content: Mapping[str, Any]) -> bool:
     return isinstance(state, dict) and (isinstance(settings, dict) or is_object)
 
 
-def _load_plain(
+def _settings_and_arrays(
+    layout: Layout, content: Mapping[str, Any], subject: str, config_path: str | None
+) -> tuple[dict[str, Any], Arrays]:
+    """What a file of a known layout says of its model, and its parameters by name."""
+    if config_path is not None:
+        raise ConfigError(problem(subject, "it holds settings of its own", "leave model.from_config out"))
+    settings = content[layout.settings]
+    given = settings.attributes if isinstance(settings, StoredObject) else settings
+    return _plain(given, subject), _arrays(content[layout.state], subject)
+
+
+def _plain_parts(
     content: dict[str, Any], file: Path, subject: str, config_path: str | None
-) -> PreTrainedModel:
-    """The model of a plain state dict, whose names are those of transformers."""
+) -> tuple[Any, Arrays]:
+    """transformers' config object and the parameters of a plain state dict."""
     if not content or not all(isinstance(value, np.ndarray) for value in content.values()):
         keys = ", ".join(str(key)[:40] for key in list(content)[:SHOWN_NAMES])
         layouts = ", ".join(f"{layout.name} ({layout.state}, {layout.settings})" for layout in LAYOUTS)
@@ -208,7 +238,14 @@ def _load_plain(
             problem(subject, fact, "put that of its base there, or name it as model.from_config")
         )
     arrays = _arrays(content, subject)
-    config = read_config(Path(config_path) if config_path else beside, subject)
+    return read_config(Path(config_path) if config_path else beside, subject), arrays
+
+
+def _load_plain(
+    content: dict[str, Any], file: Path, subject: str, config_path: str | None
+) -> PreTrainedModel:
+    """The model of a plain state dict, whose names are those of transformers."""
+    config, arrays = _plain_parts(content, file, subject, config_path)
     if problems := _worded(
         {
             "tensors are no floating-point numbers": [n for n, a in arrays.items() if a.dtype.kind != "f"],
