@@ -65,8 +65,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_run_directory_is_complete(finished: Path):
     run = finished / "run"
     assert sorted(path.name for path in run.iterdir()) == [
-        *("checkpoints", "config.yaml", "environment.json", "final", "ledger.jsonl"),
-        *("metrics.jsonl", "samples", "schedule.json", "summary.json"),
+        *("checkpoints", "config.yaml", "data.json", "environment.json", "final", "ledger.jsonl"),
+        *("metrics.jsonl", "report.html", "samples", "schedule.json", "summary.json"),
     ]
     for checkpoint in [*(run / "checkpoints").glob("step-*"), run / "final"]:
         assert check_folder(checkpoint) == []
@@ -223,8 +223,9 @@ def test_a_gradient_that_is_no_number_ends_the_run(folder: Path):
     assert result.exit_code == 1
     assert metrics(folder / "run")[-1]["step"] == 1
     summary = read_json(folder / "run" / "summary.json")
-    assert set(summary) == {"state", "output_dir", "seconds"}
+    assert set(summary) == {"state", "output_dir", "seconds", "problems"}
     assert summary["state"] == "failed"
+    assert "\n".join(summary["problems"]) + "\n" == result.stderr
     assert not (folder / "run" / "final").exists()
 
 

@@ -388,3 +388,22 @@ def export(
     result = run_verb(verb, as_json=as_json)
     if result is not None and not result.get("passed", True):
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    targets: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page. Default: RUN/report.html, comparison.html.")
+    ] = None,
+    as_json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Write a run, or several side by side, as one page."""
+
+    def verb(console: "Console") -> dict[str, Any]:
+        from finetooth.report import report as run
+
+        return run(targets, out=out, console=console)
+
+    run_verb(verb, as_json=as_json)

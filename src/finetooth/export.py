@@ -34,7 +34,7 @@ from finetooth.training.reloading import (
     distance,
     reload,
 )
-from finetooth.training.run_directory import told_time
+from finetooth.training.run_directory import told_time, write_json
 
 DType = Literal["fp32", "bf16", "fp16"]
 
@@ -115,7 +115,11 @@ def export(
     if run is not None and to == "merged" and run.adapter == "qlora":
         print_line(console, QLORA_NOTE)
     result = {"to": to, "out": str(out), "dtype": dtype, "num_bytes": num_bytes}
-    return result | (_verify(run, out, to, dtype, console) if verify and run is not None else {})
+    if not verify or run is None:
+        return result
+    result |= _verify(run, out, to, dtype, console)
+    write_json(run.folder / "verified.json", result)
+    return result
 
 
 def _place_of_file(out: Path | None, to: Form, verify: bool) -> Path:

@@ -22,8 +22,11 @@ from finetooth.data.subset import Subset
 from finetooth.data.templates.template import Template
 from finetooth.model.policy import PolicyModel
 from finetooth.model.start import resume_policy, start_policy
+from finetooth.reporting.data_card import write_data_card
 from finetooth.reporting.model_card import model_card
+from finetooth.reporting.report_page import write_report
 from finetooth.reporting.run_facts import read_facts
+from finetooth.reporting.run_reading import read_run
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager
 from finetooth.training.final import save_final
 from finetooth.training.legacy_files import has_twin
@@ -136,6 +139,10 @@ def _train(
     if ranks.is_first:
         schedule = trainer.schedule.describe()
         describe_run(output, config=config, devices=devices, schedule=schedule, ledger=ledger, template=notes)
+        layout, world_size = trainer.updates.layout, ranks.world_size
+        write_data_card(
+            output, prepared, config, documents=train_documents, layout=layout, world_size=world_size
+        )
     _announce(console, trainer, checkpoint)
     _announce_tokens(console, notes)
     summary: dict[str, Any] = {"state": "failed", "output_dir": str(output)}
@@ -151,15 +158,28 @@ def _train(
                 form = "adapter" if config.adapter.type else whole
                 card = model_card(facts, template, form=form) if facts else ""
                 save_final(output / "final", policy=policy, template=template, card=card, ranks=ranks)
+            print_line(console, f"policy: {output / 'final'}")
         summary |= figures
+    except FinetoothError as error:
+        summary["problems"] = error.problems
+        raise
     finally:
         summary["seconds"] = round(time.perf_counter() - started, 2)
         if ranks.is_first:
             write_json(output / "summary.json", summary)
+            run.stop.settle()
+            _report(output, console)
     if result.stopped is not None:
         _tell_of_stop(output, result, trainer.schedule.num_steps)
-    print_line(console, f"policy: {output / 'final'}")
     return summary
+
+
+def _report(output: Path, console: Console) -> None:
+    """Writes the report; a run that went well, or failed otherwise, does not fail where it cannot."""
+    try:
+        print_line(console, f"report: {write_report(read_run(str(output)))}")
+    except FinetoothError as error:
+        print_line(console, f"no report: {error.problems[0]}")
 
 
 def _tell_of_stop(output: Path, result: TrainResult, num_steps: int) -> NoReturn:

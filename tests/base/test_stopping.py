@@ -113,6 +113,17 @@ def test_what_ends_in_time_is_not_ended_later():
     assert run_code(code) == (0, "")
 
 
+def test_what_is_saved_may_take_its_time():
+    code = (
+        "with StopRequest().listening() as stop:\n"
+        "    stop.hold(deadline=0.3, give_up=lambda: os._exit(9))\n"
+        "    {first}; {then}\n"
+        "    time.sleep(0.6)\n"
+    )
+    for first, then in (("send(signal.SIGUSR1)", "stop.settle()"), ("stop.settle()", "send(signal.SIGUSR1)")):
+        assert run_code(code.format(first=first, then=then)) == (0, "")
+
+
 def test_another_thread_trains_without_listening():
     before = signal.getsignal(signal.SIGTERM)
     seen: list[object] = []

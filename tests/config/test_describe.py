@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetooth.config.describe import describe_config
+from finetooth.config.describe import describe_config, origins_of
 from finetooth.config.load import load_config
 from finetooth.config.schema import (
     CheckpointsConfig,
@@ -16,6 +16,7 @@ from finetooth.config.schema import (
     SFTConfig,
     TrainingConfig,
 )
+from finetooth.config.settings import values_of
 
 DESCRIBED = """\
 # Every setting of the run, each with the place where it was set.
@@ -159,3 +160,21 @@ def test_a_description_is_read_back_to_an_equal_config(tmp_path: Path, data: st.
     path = tmp_path / "config.yaml"
     path.write_text(describe_config(config), encoding="utf-8")
     assert load_config(path) == config
+    origins = origins_of(path.read_text(encoding="utf-8"))
+    assert set(origins) == set(values_of(config))
+    assert origins["data.train"] == "code"
+    assert origins["data.loss_on"] == "default"
+    if config.origins["output_dir"].isascii() and config.origins["output_dir"].isprintable():
+        assert origins["output_dir"] == config.origins["output_dir"]
+
+
+def test_a_place_of_several_lines_stays_on_its_line():
+    config = SFTConfig(
+        model=ModelConfig(path='a  # "b'),
+        data=DataConfig(train="t"),
+        output_dir="o",
+        origins={"model.path": "a\n  path: x  # y", "output_dir": "b  # c.yaml:3"},
+    )
+    origins = origins_of(describe_config(config))
+    assert origins["model.path"] == "a\\u000a  path: x  # y"
+    assert origins["output_dir"] == "b  # c.yaml:3"

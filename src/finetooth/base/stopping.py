@@ -50,6 +50,12 @@ class StopRequest:
         if self.signal is not None:  # raised where Python drops exceptions, as in a destructor
             raise self._stopped()
 
+    def settle(self) -> None:
+        """From here on nothing is left that has to be saved in time: no deadline holds."""
+        self._deadline = None
+        if self._timer is not None:
+            self._timer.cancel()
+
     @contextlib.contextmanager
     def listening(self) -> Iterator["StopRequest"]:
         """Within it, signals are requests to stop."""

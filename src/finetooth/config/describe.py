@@ -1,4 +1,7 @@
-"""Writes a config as YAML that `load_config` reads back, each value with the place where it was set."""
+"""Writes a config as YAML that `load_config` reads back, each value with the place where it was set.
+
+The places are comments, which `load_config` passes over; `origins_of` reads them.
+"""
 
 import json
 import re
@@ -8,6 +11,9 @@ from finetooth.config.schema import SFTConfig
 from finetooth.config.settings import values_of
 from finetooth.config.yaml_lines import Unreadable, read_value
 
+_LINE_OF_SECTION = re.compile(r"(\w+):")
+# A value is JSON, in which quotes hold all that could be taken for the comment, or plain text.
+_LINE_OF_VALUE = re.compile(r'(  )?(\w+): (?:"(?:[^"\\]|\\.)*"|[^"#])*  # (.*)')
 PLAIN_TEXT = re.compile(r"[A-Za-z0-9_./~-]+", re.ASCII)
 
 
@@ -26,6 +32,22 @@ def describe_config(config: SFTConfig) -> str:
             if key.rpartition(".")[0] == section:
                 lines.append(_describe_value(key, values[key], _origin_of(config, key, values[key])))
     return "\n".join(lines) + "\n"
+
+
+def origins_of(text: str) -> dict[str, str]:
+    r"""By dotted key, the places in a text that `describe_config` wrote; lines of others are passed over.
+
+    >>> origins_of('model:\n  path: "a  # b"  # run.yaml:2\noutput_dir: run  # command line\n')
+    {'model.path': 'run.yaml:2', 'output_dir': 'command line'}
+    """
+    origins: dict[str, str] = {}
+    section = ""
+    for line in text.splitlines():
+        if match := _LINE_OF_SECTION.fullmatch(line):
+            section = f"{match[1]}."
+        elif match := _LINE_OF_VALUE.fullmatch(line):
+            origins[f"{section if match[1] else ''}{match[2]}"] = match[3]
+    return origins
 
 
 def _describe_value(key: str, value: object, origin: str) -> str:

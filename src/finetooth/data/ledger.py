@@ -135,3 +135,14 @@ def count_ledger(path: Path) -> dict[str, Counts]:
                 split.refused += line["state"] == "refused"
                 split.reasons[line["reason"]] = split.reasons.get(line["reason"], 0) + 1
     return counts
+
+
+def count_masks(path: Path) -> dict[str, int]:
+    """Of how many records that are kept, in either split, the targets come from where: {"proved": 2601}."""
+    masks: dict[str, int] = {}
+    with path.open("rb") as file:
+        for text in file:
+            line: dict[str, Any] = msgspec.json.decode(text)
+            if line["state"] == "kept":
+                masks[line["mask"]] = masks.get(line["mask"], 0) + 1
+    return masks

@@ -61,13 +61,21 @@ class StepReport:
 
 
 def report_step(
-    documents: DocumentSource, config: SFTConfig, *, number: int, rank: int = 0, world_size: int = 1
+    documents: DocumentSource,
+    config: SFTConfig,
+    *,
+    number: int,
+    rank: int = 0,
+    world_size: int = 1,
+    layout: Layout | None = None,
 ) -> StepReport:
     """What the step trains, and in which rows of one rank.
 
-    documents: those that are trained. Raises ConfigError for a step or rank that does not exist.
+    documents: those that are trained
+    layout:    default: that of the settings, for a model whose documents can share a row
+    Raises ConfigError for a step or rank that does not exist.
     """
-    schedule, layout = schedule_of(config.training, documents), layout_of(config.training)
+    schedule, layout = schedule_of(config.training, documents), layout or layout_of(config.training)
     _require_existing(schedule, number, rank, world_size)
     step = schedule.step(number)
     rows = schedule.rows(step, layout=layout, rank=rank, world_size=world_size)

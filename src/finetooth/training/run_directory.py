@@ -4,11 +4,14 @@ config.yaml        every value and its origin
 environment.json   versions, device, command, tokens of the template
 schedule.json      documents, tokens, steps, fingerprint
 ledger.jsonl       the fate of every record
+data.json          some records token by token, figures of all, rows of the first step
 metrics.jsonl      one line per step and per evaluation
 checkpoints/       step-000200/ …, best → the one with the lowest dev loss
 samples/           generations at each evaluation
 final/             the policy, as transformers loads it
 summary.json       how it ended
+report.html        all of this as one page
+verified.json      what `finetooth export --verify` found
 .lock              host and process of the run that is writing; gone when it has ended
 """
 
