@@ -4,11 +4,12 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from tests.documents import Documents, random_documents, small_policy
 from tests.ranks import on_ranks
 from tests.training.test_trainer import losses, make_config
@@ -21,6 +22,7 @@ from finetooth.batching.order import epoch_order
 from finetooth.batching.packing import Layout, lay_out
 from finetooth.batching.schedule import Schedule, schedule_of
 from finetooth.model.policy import PolicyModel
+from finetooth.model.recompute import LADDER, Recompute
 from finetooth.training import memory, updates
 from finetooth.training.memory import (
     LOOKED_AT_DOCUMENTS,
@@ -157,7 +159,7 @@ def test_the_rehearsal_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.Monke
     documents = random_documents(15)
     with_it = train(tmp_path / "with", documents, small_policy(), precision=precision)
     before = torch.random.get_rng_state()
-    monkeypatch.setattr(updates, "find_layout", lambda layout, *_, **__: (layout, None))
+    monkeypatch.setattr(updates, "fits", lambda *_, **__: True)
     without = train(tmp_path / "without", documents, small_policy(), precision=precision)
     assert losses(with_it) == losses(without)
     ours, theirs = (result.policy.state_dict() for result in (with_it, without))
@@ -210,6 +212,69 @@ def test_parameters_that_do_not_fit_are_told_with_what_needs_less(is_sharded: bo
         telling_what_loads(devices, is_sharded=is_sharded),
     ):
         raise RuntimeError("another mistake")
+
+
+def policy_that_has_to_recompute(needed: Recompute, monkeypatch: pytest.MonkeyPatch) -> PolicyModel:
+    """A policy that runs out of memory until it recomputes as much as this."""
+    policy = policy_with_room_for(0)
+    real, hook = policy.set_recompute, next(iter(policy._forward_pre_hooks.values()))
+
+    def set_recompute(recompute: Recompute) -> None:
+        real(recompute)
+        is_enough = LADDER.index(recompute) >= LADDER.index(needed)
+        policy._forward_pre_hooks.clear()
+        if not is_enough:
+            policy.register_forward_pre_hook(hook)
+
+    monkeypatch.setattr(policy, "set_recompute", set_recompute)
+    return policy
+
+
+@pytest.mark.parametrize("needed", LADDER)
+def test_what_is_recomputed_is_the_least_that_memory_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], needed: Recompute
+):
+    documents = random_documents(20)
+    expected = losses(train(tmp_path / "plenty", documents, small_policy()))
+    policy = policy_that_has_to_recompute(needed, monkeypatch)
+    config = make_config(tmp_path / "scarce", row_tokens=200, global_batch_size=6)
+    result = SFTTrainer(config, policy=policy, train=documents, console=Console(width=200)).train()
+    assert losses(result) == expected
+    told = f"memory does not hold all that the backward pass needs; goes on with training.recompute: {needed}"
+    assert (told in capsys.readouterr().out) == (needed != "nothing")
+
+
+def test_what_the_settings_name_is_recomputed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    policy = policy_that_has_to_recompute("all", monkeypatch)
+    with pytest.raises(DeviceMemoryError, match="as in step"):
+        train(tmp_path / "less", random_documents(20), policy, recompute="elementwise")
+    train(tmp_path / "all", random_documents(20), policy, recompute="all")
+
+
+def losses_recomputing(ranks: Ranks, shard: Literal["all"] | None, recompute: Recompute) -> list[float]:
+    with tempfile.TemporaryDirectory() as folder:
+        config = make_config(Path(folder), global_batch_size=6, recompute=recompute, dropout=0.2)
+        config = replace(config, parallel=replace(config.parallel, shard=shard))
+        trainer = SFTTrainer(config, policy=small_policy(), train=random_documents(20), ranks=ranks)
+        return losses(trainer.train())
+
+
+def recompute_on_ranks(ranks: Ranks) -> list[list[float]]:
+    return [
+        losses_recomputing(ranks, shard, recompute)
+        for shard in (None, "all")
+        for recompute in ("nothing", "elementwise", "all")
+    ]
+
+
+@pytest.mark.slow
+def test_ranks_that_share_the_policy_or_each_have_all_recompute_to_the_same_bits():
+    first, _ = on_ranks(recompute_on_ranks, world_size=2)
+    for together, *recomputed in (first[:3], first[3:]):
+        assert len(together) > 5
+        assert recomputed == [together, together]
 
 
 def test_auto_fit_trains_the_same_in_shorter_rows(tmp_path: Path):

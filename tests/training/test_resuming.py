@@ -126,7 +126,7 @@ def test_each_changed_setting_is_refused_by_its_name(trained: Path, tmp_path: Pa
 def test_every_setting_of_training_decides_or_is_known_not_to():
     """A setting of tomorrow is part of the identity until somebody says that it decides nothing."""
     named = {name.removeprefix("training.") for name in CHANGES}
-    free = {"packing", "row_tokens", "rows_at_once", "device"}
+    free = {"packing", "row_tokens", "rows_at_once", "recompute", "device"}
     told_otherwise = {"num_train_epochs", "max_steps", "warmup_steps", "optimizer"}
     assert {name.removeprefix("training.") for name in _DEFAULTS} <= named | free | told_otherwise
 
@@ -186,7 +186,8 @@ def test_changed_documents_are_refused_with_the_settings_that_make_them(trained:
 
 
 def test_what_decides_nothing_may_change(trained: Path, tmp_path: Path):
-    config = make_config(tmp_path, base=str(trained / "base"), packing=False, row_tokens=200, rows_at_once=3)
+    layout: dict[str, Any] = {"packing": False, "row_tokens": 200, "rows_at_once": 3, "recompute": "all"}
+    config = make_config(tmp_path, base=str(trained / "base"), **layout)
     config = replace(
         config,
         logging=LoggingConfig(every=3),

@@ -3,6 +3,7 @@
 _BATCH = "write training.global_batch_size, the documents per update over all devices"
 _LAYOUT = "leave it out: training.global_batch_size counts documents per update over all devices"
 _ROWS = "leave it out: training.rows_at_once changes the rows per forward pass and nothing that is learnt"
+_RECOMPUTE = "leave it out, or write training.recompute: all; auto recomputes only where memory runs out"
 _EPOCHS = "write training.num_train_epochs"
 _STEPS = "write training.max_steps"
 _RATE = "write training.learning_rate"
@@ -60,6 +61,7 @@ _TRACKING = "leave it out: metrics are written to metrics.jsonl in output_dir"
 OTHER_NAMES: dict[str, str] = {
     "accumulate_grad_batches": _LAYOUT,
     "accumulation_steps": _LAYOUT,
+    "activation_checkpointing": _RECOMPUTE,
     "adam_eps": "write training.adam_epsilon",
     "additional_target": _SAVED_MODULES,
     "always_save_checkpoint": _SAVE,
@@ -143,6 +145,7 @@ OTHER_NAMES: dict[str, str] = {
     "grad_norm_clip": _CLIP,
     "gradient_accumulation": _LAYOUT,
     "gradient_accumulation_steps": _LAYOUT,
+    "gradient_checkpointing": _RECOMPUTE,
     "gradient_clip": _CLIP,
     "gradient_clip_val": _CLIP,
     "gradient_clipping": _CLIP,
@@ -333,7 +336,6 @@ NOT_AVAILABLE = {
     "deepspeed",
     "deterministic",
     "fsdp",
-    "gradient_checkpointing",
     "label_smoothing",
     "load_in_8bit",
     "neftune_noise_alpha",

@@ -150,6 +150,10 @@ class TrainingConfig:
     rows_at_once: Count = 1
     """Rows per forward pass. Never changes what is learnt."""
 
+    recompute: Literal["auto", "nothing", "elementwise", "all-but-attention", "all"] = "auto"
+    """What of a layer the backward pass computes again rather than keeps: each saves more memory and takes
+    longer; auto is the first that memory holds. Never changes what is learnt."""
+
     learning_rate: Positive = 2e-5
     """Highest learning rate, reached after the warm-up."""
 

@@ -33,27 +33,28 @@ class KeyedDropout:
     """Dropout (Srivastava et al. 2014) that acts only within `keyed_by`.
 
     probability: of a feature being zero, to the nearest 1/65536; the others are scaled up in return.
+    keys_BT:     what is drawn from now; None where nothing is dropped.
     """
 
     def __init__(self, probability: float):
         self.probability = probability
-        self._keys_BT: torch.Tensor | None = None
+        self.keys_BT: torch.Tensor | None = None
 
     @contextlib.contextmanager
     def keyed_by(self, keys_BT: torch.Tensor | None) -> Iterator[None]:
         """Within it, modules in training mode drop features by these keys; by None they drop nothing."""
-        before, self._keys_BT = self._keys_BT, keys_BT
+        before, self.keys_BT = self.keys_BT, keys_BT
         try:
             yield
         finally:
-            self._keys_BT = before
+            self.keys_BT = before
 
     def dropped(self, features_BTD: torch.Tensor, first_group: int) -> torch.Tensor:
         """The features, some of them zero; first_group: where the draws begin in each token's stream."""
-        if self._keys_BT is None or self.probability == 0:
+        if self.keys_BT is None or self.probability == 0:
             return features_BTD
         num_dropped = min(_LEVELS - 1, round(self.probability * _LEVELS))
-        bits_BTD = random_bits(self._keys_BT, first_group, features_BTD.shape[-1])
+        bits_BTD = random_bits(self.keys_BT, first_group, features_BTD.shape[-1])
         kept_BTD = bits_BTD >= num_dropped - _LEVELS // 2
         return torch.where(kept_BTD, features_BTD * (_LEVELS / (_LEVELS - num_dropped)), 0)
 

@@ -22,6 +22,7 @@ from finetooth.model.balance import balance_loss, balance_of
 from finetooth.model.dropout import KeyedDropout, ResidualDropout
 from finetooth.model.loss import LogitTransform, head_loss, sft_loss
 from finetooth.model.quiet import quiet_transformers
+from finetooth.model.recompute import Recompute, recompute_layers
 
 if TYPE_CHECKING:
     from finetooth.model.adapters import Adapter  # loads peft, which takes seconds
@@ -77,6 +78,10 @@ class PolicyModel(nn.Module):
             self._dropout.probability = probability
         elif probability > 0:
             self._dropout = ResidualDropout(self.layers, probability)
+
+    def set_recompute(self, recompute: Recompute) -> None:
+        """What of each layer is computed a second time in the backward pass of training; changes no bit."""
+        recompute_layers(self.layers, recompute, again=self._again_as_now)
 
     @property
     def vocab_size(self) -> int:
@@ -144,7 +149,7 @@ class PolicyModel(nn.Module):
             _require_own_rows(batch)
             with self.own_attention():
                 return self.model.base_model(input_ids=batch.token_ids_BT, use_cache=False, **options)
-        with self._attention(IMPLEMENTATION):
+        with self.attention_of_training():
             return self.model.base_model(
                 input_ids=batch.token_ids_BT,
                 position_ids=batch.positions_BT,
@@ -204,6 +209,25 @@ class PolicyModel(nn.Module):
     def own_attention(self) -> Iterator[None]:
         """Within it, the model computes with the attention it was loaded with (which knows padding)."""
         with self._attention(self._own_attention):
+            yield
+
+    @contextlib.contextmanager
+    def attention_of_training(self) -> Iterator[None]:
+        """Within it, the model's attention keeps to documents, so that passes need not switch to it."""
+        with self._attention(self._own_attention if self.why_not_packed is not None else IMPLEMENTATION):
+            yield
+
+    def _again_as_now(self) -> contextlib.AbstractContextManager[None]:
+        """For later: what computing a layer depends on besides its inputs, attention and dropout's keys."""
+        implementation: str = self.model.config._attn_implementation or "eager"
+        return self._again(implementation, [dropout.keys_BT for dropout in self._dropouts])
+
+    @contextlib.contextmanager
+    def _again(self, implementation: str, keys: list[torch.Tensor | None]) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._attention(implementation))
+            for dropout, keys_BT in zip(self._dropouts, keys, strict=True):
+                stack.enter_context(dropout.keyed_by(keys_BT))
             yield
 
     @contextlib.contextmanager

@@ -50,20 +50,19 @@ def find_layout(
     layout: Layout,
     try_layout: Callable[[Layout], LargestPass | None],
     *,
+    failed: LargestPass,
     longest_document: int,
     devices: DeviceManager,
-) -> tuple[Layout | None, DeviceMemoryError | None]:
-    """The first of ever smaller layouts that fits, if one does, and the error if it is not the first.
+) -> tuple[Layout | None, DeviceMemoryError]:
+    """The first of ever smaller layouts that fits, if one does, and the error that names it.
 
     try_layout: the largest forward pass of a layout where it does not fit, else None.
+    failed:     that of `layout` itself.
     """
-    first = try_layout(layout)
-    if first is None:
-        return layout, None
     fitting = smaller(layout, longest_document=longest_document)
     while fitting is not None and try_layout(fitting) is not None:
         fitting = smaller(fitting, longest_document=longest_document)
-    return fitting, _refuse(first, fitting, layout, devices)
+    return fitting, _refuse(failed, fitting, layout, devices)
 
 
 def largest_pass(schedule: Schedule, layout: Layout, *, first: int = 1, world_size: int = 1) -> LargestPass:

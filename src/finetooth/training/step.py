@@ -107,11 +107,12 @@ def _accumulate(
                 shared.backward(scaler.scale(batch_sum / total_loss_weight))
         loss_sum += batch_sum.detach()
 
-    with _agreeing_on_memory(shared, place) if nothing else contextlib.nullcontext():
-        for number, batch in enumerate(batches, start=1):
-            accumulate(batch, is_last=number == len(batches) and nothing is None)
-    if nothing is not None:
-        accumulate(nothing, is_last=True)
+    with shared.policy.attention_of_training():
+        with _agreeing_on_memory(shared, place) if nothing else contextlib.nullcontext():
+            for number, batch in enumerate(batches, start=1):
+                accumulate(batch, is_last=number == len(batches) and nothing is None)
+        if nothing is not None:
+            accumulate(nothing, is_last=True)
     with shared.ranks.doing(f"{place}, adding up the loss"):
         (over_all_ranks,) = shared.ranks.sums([float(loss_sum)])
     return over_all_ranks / total_loss_weight

@@ -19,6 +19,7 @@ from finetooth.batching.packing import Layout, Row, forward_passes, row_multiple
 from finetooth.batching.schedule import Schedule, Step
 from finetooth.config.schema import TrainingConfig
 from finetooth.data.records import DocumentSource
+from finetooth.model.recompute import LADDER
 from finetooth.training.guards import blame_documents
 from finetooth.training.memory import LargestPass, find_layout, fits, largest_pass, release, smaller
 from finetooth.training.optimizer import lr_at
@@ -49,18 +50,22 @@ class Updates:
     def rehearse(self, *, first: int) -> None:
         """Tries the largest forward pass from the step `first` on, so that lack of memory is told at once.
 
+        What is recomputed is the least with which it fits, if the settings leave that open.
         Raises DeviceMemoryError where it does not fit; with `auto_fit` a layout that fits is taken.
         """
+        failed = self._recompute_what_has_to_be(first)
+        if failed is None:
+            return
         layout, error = find_layout(
             self.layout,
             lambda layout: self._largest_that_fails(layout, first),
+            failed=failed,
             longest_document=self._longest_document,
             devices=self.devices,
         )
-        if error is not None and (layout is None or not self.auto_fit):
+        if layout is None or not self.auto_fit:
             raise error if self.shared.ranks.is_first else ToldElsewhere(exit_code=error.exit_code)
-        if layout is not None and layout != self.layout:
-            self._take_layout(layout)
+        self._take_layout(layout)
 
     def train(self, step: Step) -> StepResult:
         """Updates the parameters once; in ever smaller rows while memory does not hold it, with `auto_fit`.
@@ -145,6 +150,19 @@ class Updates:
                 has_others=largest.has_others,
             )
         return None if is_fitting else largest
+
+    def _recompute_what_has_to_be(self, first: int) -> LargestPass | None:
+        """Settles what is recomputed: the least with which the largest pass fits. Returns it if none does."""
+        asked, failed = self.training.recompute, None
+        for recompute in LADDER if asked == "auto" else (asked,):
+            self.shared.policy.set_recompute(recompute)
+            failed = self._largest_that_fails(self.layout, first)
+            if failed is None:
+                if recompute not in (asked, LADDER[0]):
+                    fact = "memory does not hold all that the backward pass needs"
+                    print_line(self.console, f"{fact}; goes on with training.recompute: {recompute}")
+                break
+        return failed
 
     def _take_layout(self, layout: Layout) -> None:
         self.layout = layout
