@@ -309,7 +309,7 @@ def test_help_fits_80_columns_and_names_every_command():
     assert "..." not in text.partition("Commands:")[2]
     names = [line.split()[0] for line in text.partition("Commands:\n")[2].splitlines()]
     assert names[:6] == ["demo", "init", "prepare", "inspect", "train", "verify"]
-    assert names[6:] == ["eval", "compare", "chat", "export", "report"]
+    assert names[6:] == ["eval", "compare", "chat", "env", "export", "report"]
 
 
 def test_help_is_quick_and_loads_nothing_heavy():

@@ -37,9 +37,10 @@ def test_no_output_holds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     failed = run_process("train", "run.yaml", "no.such=setting", folder=tmp_path)
     assert (said[0], failed[0]) == (0, 2)
     assert said[2:] == ("", ""), "a whole run, and no connection was tried"
+    environment = run_process("env", folder=tmp_path), run_process("env", "--json", folder=tmp_path)
     for secret in CANARIES.values():
         assert holding(tmp_path, secret) == []
-        assert not any(secret in text for _, *texts in (said, failed) for text in texts)
+        assert not any(secret in text for _, *texts in (said, failed, *environment) for text in texts)
     assert run_process(*given, "output_dir=given", folder=tmp_path)[0] == 0
     environment = (tmp_path / "given" / "environment.json").read_text()
     assert CANARIES["WANDB_API_KEY"] not in environment

@@ -345,6 +345,18 @@ def chat(
     run_verb(verb, as_json=False)
 
 
+@app.command(name="env")
+def environment(as_json: AsJson = False) -> None:
+    """Show versions, devices, and which precision pays here."""
+
+    def verb(console: "Console") -> dict[str, Any]:
+        from finetooth.environment import environment as run
+
+        return run(console=console)
+
+    run_verb(verb, as_json=as_json)
+
+
 @app.command()
 def export(
     target: Annotated[

@@ -73,3 +73,21 @@ def test_a_driver_that_does_not_answer_shows_none(told: Path, monkeypatch: pytes
 
 def test_one_gpu_is_not_counted():
     assert Machine(1, 1, (Gpu("NVIDIA L4", 24_000_000_000, 1),)).describe() == "NVIDIA L4 with 24.0 GB"
+
+
+@pytest.mark.parametrize(
+    ("told_of", "instructions"),
+    [
+        ("model name : EPYC\nflags : fpu avx2 amx_bf16\n\nflags : avx512f\n", "avx2 amx_bf16"),
+        ("Features : fp asimd bf16\n", "asimd bf16"),
+    ],
+)  # fmt: skip
+def test_instruction_sets_that_matter_are_told(
+    told_of: str, instructions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "cpuinfo").write_text(told_of)
+    monkeypatch.setattr(machine, "_PROCESSOR_FILE", tmp_path / "cpuinfo")
+    processor = machine.this_processor()
+    assert " ".join(processor.instructions) == instructions
+    assert processor.name
+    assert 1 <= processor.usable_cores <= processor.cores

@@ -1,11 +1,18 @@
-"""What this machine has, told without loading torch: its memory, and that of its NVIDIA GPUs."""
+"""What this machine has, told without loading torch: memory, processor, NVIDIA GPUs."""
 
 import os
+import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 _MEMORY_FILE = Path("/proc/meminfo")
+_PROCESSOR_FILE = Path("/proc/cpuinfo")
+# Of a processor's instructions, those that decide how fast matrix products are, and in which number format.
+_INSTRUCTIONS = (
+    *("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_fp16"),
+    *("asimd", "fphp", "bf16", "sve", "sme"),
+)
 # What a container may use at most; the two names are those of the kernel's two versions of groups.
 _LIMIT_FILES = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -55,6 +62,30 @@ def host_memory() -> tuple[int, int]:
     limits = [int(text) for file in _LIMIT_FILES if (text := _text_of(file)).isdecimal()]
     memory = min(memory, *limits) if limits else memory
     return memory, min(memory, free)
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """A processor: its name, those of its instruction sets that matter, cores, and cores for this process."""
+
+    name: str
+    instructions: tuple[str, ...]
+    cores: int
+    usable_cores: int
+
+
+def this_processor() -> Processor:
+    """The processor here. Where the system does not list instruction sets, there are none."""
+    fields: dict[str, str] = {}
+    if _PROCESSOR_FILE.is_file():
+        for line in _PROCESSOR_FILE.read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    flags = {*fields.get("flags", "").split(), *fields.get("Features", "").split()}
+    cores = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return Processor(name, tuple(known for known in _INSTRUCTIONS if known in flags), cores, usable)
 
 
 def gigabytes(num_bytes: float) -> str:

@@ -26,8 +26,12 @@ _POLL_SECONDS = 0.1
 
 def cache_folder(data: DataConfig) -> Path:
     """Where prepared data lies."""
-    chosen = data.cache_dir or os.environ.get("FINETOOTH_CACHE") or "~/.cache/finetooth"
-    return Path(chosen).expanduser()
+    return Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_folder()
+
+
+def default_cache_folder() -> Path:
+    """Where it lies when the settings name no place."""
+    return Path(os.environ.get("FINETOOTH_CACHE") or "~/.cache/finetooth").expanduser()
 
 
 def hash_of(value: Mapping[str, Any]) -> str:

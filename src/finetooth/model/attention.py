@@ -58,11 +58,16 @@ def document_attention(
     )
     if softcap is not None:
         out = _each_document(query, key, value, document_layout, scale=scale, window=window, softcap=softcap)
-    elif query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+    elif takes_varlen(query.device, query.dtype):
         out = _varlen(query, key, value, document_layout, scale=scale, window=window)
     else:
         out = _each_document(query, key, value, document_layout, scale=scale, window=window)
     return out.transpose(1, 2).reshape(num_rows, num_tokens, num_heads, head_size), None
+
+
+def takes_varlen(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether one kernel attends within all documents of a row; else each document has a call of its own."""
+    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
 
 
 AttentionInterface.register(IMPLEMENTATION, document_attention)
