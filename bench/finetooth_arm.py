@@ -47,7 +47,7 @@ def run_finetooth(work: Work, folder: Path, limit: float, **training: Any) -> Ru
         "output_dir": str(folder / "run"),
     }
     if work.lora:
-        settings["adapter"] = {"type": "lora", "r": LORA_RANK, "alpha": LORA_ALPHA}
+        settings["adapter"] = {"type": "lora", "r": LORA_RANK, "alpha": LORA_ALPHA, "train_tokens": []}
     folder.mkdir(parents=True)
     path = folder / "run.yaml"
     path.write_text(json.dumps(settings, indent=1))

@@ -1,16 +1,17 @@
 """What a run of finetooth costs as records become more, documents longer, or the model larger."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finetooth_arm import run_finetooth
-from runs import figures
-from work import Record, made_records, make_work
+from runs import figures, summaries
+from work import Record, Work, made_records, make_work, with_records
 
-_LENGTHS, _MORE_RECORDS = (64, 128, 256, 512), (1, 4, 16)
-_WARM_UP = 1
+# Documents have so many words, of which a token is about one, or lengths as in chats: median 200, σ 0.9.
+_LENGTHS, _MEDIAN, _LONGEST = (64, 128, 256, 512), 200, 1024
+_NUM_RECORDS, _TIMES = 1000, (4, 16)
 
 
 def scale(
@@ -19,52 +20,54 @@ def scale(
     peak_flops: Mapping[str, float],
     *,
     num_steps: int,
-    num_records: int,
     tokens_per_step: int,
+    repeats: int,
+    warm_up: int,
     limit: float,
     tell: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """One row for each run: what was varied, its value, and the figures.
+    """One row for each kind of run: what was varied, its value, and median, least and most of the figures.
 
     sizes: of models; the first one is that of the runs in which something else is varied. Documents of mixed
-    lengths stand beside documents that all have the length at which attention costs the same for a token.
+    lengths stand beside documents that are all so long that attention costs the same for a token.
     """
+    cases = [
+        (varied, value, work)
+        for number, size in enumerate(sizes)
+        for varied, value, work in _cases(size, folder / size, num_steps, limit, is_first=number == 0)
+    ]
+    measured: list[list[dict[str, float | None]]] = [[] for _ in cases]
+    for repeat in range(1, repeats + 1):
+        for (varied, value, work), done in zip(cases, measured, strict=True):
+            run = run_finetooth(work, folder / "arm", limit, global_batch_tokens=tokens_per_step)
+            shutil.rmtree(folder / "arm")
+            done.append(figures(run, work, peak_flops, warm_up=warm_up))
+            rate = done[-1]["useful_tokens_per_second"]
+            tell(f"{repeat}/{repeats} {varied} {value}: {rate:,.0f} useful tokens/s")
+    return [
+        {"varied": varied, "value": value, "figures": summaries(done)}
+        for (varied, value, _), done in zip(cases, measured, strict=True)
+    ]
 
-    def measure(size: str, records: Sequence[Record], varied: str, value: object) -> None:
-        work = make_work(
-            folder / "work",
-            size,
-            records,
-            num_steps=num_steps,
-            documents_per_step=1,
-            max_length=2 * max(map(_num_words, records)) + 64,
-            limit=limit,
-        )
-        run = run_finetooth(work, folder / "arm", limit, global_batch_tokens=tokens_per_step)
-        measured = figures(run, work, peak_flops, warm_up=_WARM_UP)
-        rows.append({"varied": varied, "value": value, "figures": measured})
-        tell(f"{varied} {value}: {measured['useful_tokens_per_second']:,.0f} useful tokens/s")
-        for name in ("work", "arm"):
-            shutil.rmtree(folder / name)
 
-    rows: list[dict[str, Any]] = []
-    mixed = made_records(num_records, median=200, longest=1024)
-    for times in _MORE_RECORDS:
-        measure(sizes[0], mixed * times, "records", len(mixed) * times)
+def _cases(
+    size: str, folder: Path, num_steps: int, limit: float, *, is_first: bool
+) -> Iterator[tuple[str, object, Work]]:
+    """What is varied, its value, and the work; for sizes but the first, the size alone."""
+    mixed = made_records(_NUM_RECORDS, median=_MEDIAN, longest=_LONGEST)
+    settings = {"num_steps": num_steps, "documents_per_step": 1, "max_length": 4 * _LONGEST}
+    work = make_work(folder, size, mixed, **settings, limit=limit)
+    yield "model", size, work  # also 1,000 records, and words that are mixed
+    if not is_first:
+        return
+    for times in _TIMES:
+        yield "records", times * _NUM_RECORDS, with_records(work, folder / f"times-{times}", mixed * times)
     for length in _LENGTHS:
-        measure(sizes[0], _equal(num_records, length), "words in each document", length)
-    measure(sizes[0], mixed, "words in each document", "mixed")
-    lengths = list(map(_num_words, mixed))
-    alike = round(sum(length**2 for length in lengths) / sum(lengths))
-    measure(sizes[0], _equal(num_records, alike), "words in each document", f"{alike} (as mixed)")
-    for size in sizes[1:]:
-        measure(size, mixed, "model", size)
-    return rows
+        yield "words in each", length, with_records(work, folder / f"words-{length}", _equal(length))
+    num_words = [sum(len(message["content"].split()) for message in each["messages"]) for each in mixed]
+    alike = round(sum(number**2 for number in num_words) / sum(num_words))
+    yield "words in each", f"{alike}, as costly as mixed", with_records(work, folder / "alike", _equal(alike))
 
 
-def _equal(num_records: int, length: int) -> list[Record]:
-    return made_records(num_records, median=length, spread=0, longest=length)
-
-
-def _num_words(record: Record) -> int:
-    return sum(len(message["content"].split()) for message in record["messages"])
+def _equal(length: int) -> list[Record]:
+    return made_records(_NUM_RECORDS, median=length, spread=0, longest=length)

@@ -12,7 +12,7 @@ from runs import Arm, Run
 from work import LEARNING_RATE, LORA_ALPHA, LORA_RANK, MAX_GRAD_NORM, SEED, WEIGHT_DECAY, Work
 
 AS_IT_COMES = "TRL as it comes"
-# TRL's default; more documents in a step are accumulated.
+# TRL's default; of more documents in a step, batches of up to so many are accumulated.
 _DOCUMENTS_AT_ONCE = 8
 SettingsOf = Callable[[Work], dict[str, Any]]
 
@@ -60,7 +60,7 @@ def _arm(name: str, settings_of: SettingsOf, **facts: bool) -> Arm:
 
 def _equal_settings(work: Work, folder: Path) -> dict[str, Any]:
     """What makes TRL do the same work: the same documents in each step, one optimiser, every loss told."""
-    at_once = min(_DOCUMENTS_AT_ONCE, work.documents_per_step)
+    at_once = max(n for n in range(1, _DOCUMENTS_AT_ONCE + 1) if work.documents_per_step % n == 0)
     return {
         "output_dir": str(folder / "run"),
         "max_steps": work.num_steps,

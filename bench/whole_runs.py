@@ -31,7 +31,7 @@ from trl_arms import trl_arms
 from work import SIZES, Record, made_records, make_work, read_records
 
 # What is measured where nothing else is asked for: minutes on two cores, and real sizes on a GPU.
-_ON_CPU = {"sizes": ["16M"], "num_steps": 6, "documents_per_step": 16, "max_length": 1024, "words": 120}
+_ON_CPU = {"sizes": ["16M"], "num_steps": 4, "documents_per_step": 8, "max_length": 1024, "words": 100}
 _ON_GPU = {
     "sizes": ["0.6B", "1.7B", "4B", "8B", "8B LoRA"],
     "num_steps": 30,
@@ -39,6 +39,7 @@ _ON_GPU = {
     "max_length": 4096,
     "words": 700,
 }
+_FEWEST_TOKENS = 4096  # in a step whose costs are to scale
 _WARM_UP = {"cpu": 1, "mps": 1, "cuda": 5}
 
 
@@ -75,6 +76,10 @@ def _measure(options: argparse.Namespace, folder: Path, console: Console) -> dic
     for name, value in (_ON_GPU if on_gpu else _ON_CPU).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    warm_up = _WARM_UP[peaks["device_type"]]
+    if options.num_steps <= warm_up:
+        fact = f"--num-steps: {options.num_steps}, of which the first {warm_up} only warm up"
+        raise SystemExit(f"{fact}; write {warm_up + 1} or more")
     result: dict[str, Any] = {
         "versions": {name: version(name) for name in ("finetooth", "torch", "transformers", "trl")},
         "options": {name: str(value) for name, value in vars(options).items()},
@@ -143,8 +148,9 @@ def _scale(
         folder,
         peaks["peak_flops"],
         num_steps=options.num_steps,
-        num_records=options.num_steps * options.documents_per_step * 4,
-        tokens_per_step=options.words * options.documents_per_step,
+        tokens_per_step=max(_FEWEST_TOKENS, options.words * options.documents_per_step),
+        repeats=options.repeats,
+        warm_up=_WARM_UP[peaks["device_type"]],
         limit=options.limit,
         tell=lambda line: console.print(line, highlight=False),
     )

@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +77,7 @@ def make_work(
 
     Raises ArmError where the model cannot be made within `limit` seconds.
     """
-    folder.mkdir(parents=True)
-    lines = [json.dumps(record) + "\n" for record in records]
-    del lines[len(lines) - len(lines) % documents_per_step :]
-    order = epoch_order(len(lines), seed=SEED, epoch=0)
-    paths = folder / "records.jsonl", folder / "ordered.jsonl"
-    paths[0].write_text("".join(lines))
-    paths[1].write_text("".join(lines[number] for number in order))
+    paths = _write_records(folder, records, documents_per_step)
     script = Path(__file__).with_name("base_model.py")
     run_process([sys.executable, str(script), size, str(paths[0]), str(folder / "base")], folder, limit=limit)
     return Work(
@@ -97,6 +91,12 @@ def make_work(
         mean_length=json.loads((folder / "base" / "lengths.json").read_text())["mean"],
         precision=_SIZES[size].get("precision", "auto"),
     )
+
+
+def with_records(work: Work, folder: Path, records: Sequence[Record]) -> Work:
+    """The same work on other records, which are written into a folder."""
+    paths = _write_records(folder, records, work.documents_per_step)
+    return replace(work, records=paths[0], ordered=paths[1])
 
 
 def config_of(size: str) -> dict[str, Any]:
@@ -118,15 +118,15 @@ def made_records(num_records: int, *, median: float, spread: float = 0.9, longes
     """
     draws = np.random.default_rng(0)
     words = np.array([a + b + c for a in _PARTS for b in _PARTS for c in ("", "n", "r", "s")])
-    shares = 1 / np.arange(1, len(words) + 1)
-    shares /= shares.sum()
+    cumulative = np.cumsum(1 / np.arange(1, len(words) + 1))  # Zipf's law
     lengths = (
         np.clip(np.exp(draws.normal(np.log(median), spread, num_records)), 16, longest).round().astype(int)
     )
     records: list[Record] = []
     for length in lengths.tolist():
         num_turns = int(draws.integers(1, 4))
-        parts = np.array_split(draws.choice(words, max(length, 2 * num_turns), p=shares), 2 * num_turns)
+        places = draws.random(max(length, 2 * num_turns)) * cumulative[-1]
+        parts = np.array_split(words[np.searchsorted(cumulative, places)], 2 * num_turns)
         roles = ("user", "assistant") * num_turns
         turns = zip(roles, map(" ".join, parts), strict=True)
         records.append({"messages": [{"role": role, "content": text} for role, text in turns]})
@@ -150,6 +150,17 @@ def digest_of(documents: Iterable[tuple[ArrayLike, ArrayLike]]) -> str:
 
 
 _PARTS = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
+
+
+def _write_records(folder: Path, records: Sequence[Record], documents_per_step: int) -> tuple[Path, Path]:
+    folder.mkdir(parents=True)
+    lines = [json.dumps(record) + "\n" for record in records]
+    del lines[len(lines) - len(lines) % documents_per_step :]
+    order = epoch_order(len(lines), seed=SEED, epoch=0)
+    paths = folder / "records.jsonl", folder / "ordered.jsonl"
+    paths[0].write_text("".join(lines))
+    paths[1].write_text("".join(lines[number] for number in order))
+    return paths
 
 
 def _conversation(record: dict[str, Any]) -> Record:

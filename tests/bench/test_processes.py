@@ -114,30 +114,28 @@ def test_peaks_are_measured_for_formats_that_pay(
 def test_scaling_varies_one_thing_after_the_other(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    scaling, runs = bench("scaling"), bench("runs")
-    made: list[tuple[str, list[int]]] = []
+    scaling, runs, work_module = bench("scaling"), bench("runs"), bench("work")
+    done: list[tuple[str, list[int]]] = []
     budgets: set[int] = set()
 
-    def make_work(folder: Path, size: str, records: list[Any], **settings: Any) -> Any:
-        folder.mkdir()
-        lengths = [sum(len(message["content"].split()) for message in each["messages"]) for each in records]
-        assert max(lengths) < settings["max_length"]
-        made.append((size, lengths))
-        work = bench("work")
-        paths = dict.fromkeys(("base", "records", "ordered"), folder)
-        counts = {"num_steps": 3, "documents_per_step": 1, "max_length": 1, "mean_length": 1.0}
-        return work.Work(size=size, **paths, **counts, precision="auto")
+    def make_base(command: list[str], folder: Path, *, limit: float) -> None:
+        (folder / "base").mkdir()
+        (folder / "base" / "lengths.json").write_text('{"mean": 1}')
 
     def run_finetooth(work: Any, folder: Path, limit: float, *, global_batch_tokens: int) -> Any:
         folder.mkdir()
         budgets.add(global_batch_tokens)
+        conversations = [json.loads(line)["messages"] for line in work.records.read_text().splitlines()]
+        lengths = [sum(len(each["content"].split()) for each in messages) for messages in conversations]
+        assert max(lengths) < work.max_length
+        done.append((work.size, lengths))
         lists = {name: [8, 8, 8] for name in ("num_tokens", "num_targets", "losses")}
         times = {"started": 0.0, "ended": 9.0, "step_ends": [1.0, 2.0, 3.0]}
-        lengths = made[-1][1]
         facts = {"num_positions": [10, 10, 10], "digest": "", "precision": "fp32", "peak_memory_mb": 5.0}
         return runs.Run(**times, **lists, **facts, lengths=lengths)
 
-    monkeypatch.setattr(scaling, "make_work", make_work)
+    monkeypatch.setattr(work_module, "run_process", make_base)
+    monkeypatch.setattr(scaling, "_NUM_RECORDS", 50)
     monkeypatch.setattr(scaling, "run_finetooth", run_finetooth)
     monkeypatch.chdir(tmp_path)
     machine = {
@@ -150,16 +148,17 @@ def test_scaling_varies_one_thing_after_the_other(
     }
     whole_runs = bench("whole_runs")
     monkeypatch.setattr(whole_runs, "_measure_peaks", lambda folder, limit: machine)
-    whole_runs.main(["--scaling", "--sizes", "tiny", "16M", "--out", "out"])
+    whole_runs.main(["--scaling", "--sizes", "tiny", "16M", "--repeats", "2", "--out", "out"])
     rows = json.loads(Path("out/results.json").read_text())["scaling"]
-    assert budgets == {16 * 120}
-    assert [len(lengths) for _, lengths in made[:3]] == [384, 4 * 384, 16 * 384]
-    assert [set(lengths) for _, lengths in made[3:7]] == [{64}, {128}, {256}, {512}]
-    mixed, alike = made[7][1], made[8][1]
-    assert len(set(alike)) == 1
-    assert alike[0] == pytest.approx(sum(n * n for n in mixed) / sum(mixed), abs=1)
-    assert [size for size, _ in made] == ["tiny"] * 9 + ["16M"]
-    assert [row["varied"] for row in rows] == ["records"] * 3 + ["words in each document"] * 6 + ["model"]
+    assert budgets == {4096}
+    assert [row["varied"] for row in rows] == ["model", *["records"] * 2, *["words in each"] * 5, "model"]
+    assert done[:9] == done[9:], "runs take turns"
+    assert [size for size, _ in done[:9]] == ["tiny"] * 8 + ["16M"]
+    mixed = done[0][1]
+    assert [lengths for _, lengths in done[1:3]] == [4 * mixed, 16 * mixed]
+    assert [set(lengths) for _, lengths in done[3:7]] == [{64}, {128}, {256}, {512}]
+    (alike,) = set(done[7][1])
+    assert alike == pytest.approx(sum(n * n for n in mixed) / sum(mixed), abs=1)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     assert "80.0%" in printed

@@ -270,7 +270,7 @@ def test_all_is_printed_and_written(
     assert picture.count("http") == 1, "its namespace; nothing is fetched from elsewhere"
 
 
-def test_arms_can_be_chosen_and_records_must_suffice(bench: Any, tmp_path: Path):
+def test_records_and_steps_must_suffice(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole_runs = bench("whole_runs")
     path = tmp_path / "train.jsonl"
     path.write_text(
@@ -282,6 +282,12 @@ def test_arms_can_be_chosen_and_records_must_suffice(bench: Any, tmp_path: Path)
     with pytest.raises(SystemExit) as caught:
         whole_runs._records(options)
     assert str(caught.value) == f"{path}: 2 records; 6 are needed for so many steps"
+    machine = {"device_type": "cuda", "device": "", "threads": 1, "bf16_pays": True, "peak_flops": {}}
+    machine |= {"head": {"shape": [], "seconds": 0}}
+    monkeypatch.setattr(whole_runs, "_measure_peaks", lambda folder, limit: machine)
+    with pytest.raises(SystemExit) as caught:
+        whole_runs.main(["--num-steps", "5"])
+    assert str(caught.value) == "--num-steps: 5, of which the first 5 only warm up; write 6 or more"
 
 
 def test_variants_of_trl_fit_the_machine(bench: Any, work: Any, monkeypatch: pytest.MonkeyPatch):
