@@ -15,6 +15,8 @@ from finetooth import export as export_module
 from finetooth.cli import app
 from finetooth.evaluation import plain_reader
 from finetooth.export import export
+from finetooth.reporting.findings import findings_of
+from finetooth.reporting.run_reading import read_run
 from finetooth.training import reloading
 from finetooth.training.exports import write_export
 
@@ -56,6 +58,8 @@ def test_an_export_in_fp32_is_the_policy_to_the_bit(tmp_path: Path):
     assert {verdict["state"] for verdict in printed["verdicts"]} == {"passed"}
     assert {verdict["measured"] for verdict in printed["verdicts"]} == {0}
     assert (printed["passed"], printed["split"]) == (True, "dev")
+    assert json.loads(Path("run/verified.json").read_text()) == printed
+    assert {f.name: f.state for f in findings_of(read_run("run"))}["reload parity"] == "good"
     assert printed["num_documents"] == printed["num_documents_computed"] > 4
     assert max(len(line.rstrip()) for line in result.stderr.splitlines()[1:]) <= 80
 

@@ -159,6 +159,15 @@ def test_train(trained: str):
     require_harmless(command("train", "run.yaml", "--resume", "auto"))
 
 
+def test_report(trained: str):
+    result = command("report", trained)
+    assert result.exit_code == 0, result.stderr
+    require_harmless(result)
+    assert harmful((Path(trained) / "report.html").read_text(encoding="utf-8")) == set()
+    assert (Path(trained) / "data.json").read_bytes().isascii()
+    assert harmful(command("report", trained, "--json").stdout) == set()
+
+
 def test_eval(trained: str):
     result = command("eval", trained)
     assert result.exit_code == 0, result.stderr

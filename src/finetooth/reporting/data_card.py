@@ -5,6 +5,7 @@ stretches of one loss weight; and the rows of the first step.
 """
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from finetooth.data.templates.template import Template
 from finetooth.data.tokenizer.tokenizer import Tokenizer
 from finetooth.reporting.samples import Sample, choose_samples
 from finetooth.reporting.step_report import RowReport, report_step
-from finetooth.reporting.summary import summary_data, summary_remarks
+from finetooth.reporting.summary import remarks_on_kept, summary_data
 
 NAME = "data.json"
 
@@ -96,7 +97,7 @@ class ShownStep:
 
 @dataclass(frozen=True, slots=True)
 class Endings:
-    """Of so many documents with a prompt, so many have a stop token as their last target."""
+    """Of so many documents with a prompt and targets, so many have a stop token as their last target."""
 
     num_looked_at: int
     num_ended: int
@@ -108,7 +109,7 @@ class DataCard:
     """What data.json holds.
 
     summary:  as `finetooth prepare --json` gives it: counts and statistics by split, and the rest
-    remarks:  sentences about what was not kept, not read or changed
+    remarks:  sentences about what was not read or changed
     sources:  of each source path, split, format, and the SHA-256 of each file
     """
 
@@ -141,7 +142,7 @@ def write_data_card(
     card = DataCard(
         tokenizer=config.model.tokenizer or config.model.path or "",
         summary=summary_data(prepared),
-        remarks=summary_remarks(prepared, config),
+        remarks=remarks_on_kept(prepared, config),
         sources=settings["sources"],
         endings=_endings(documents, prepared.template),
         records=_records(samples, prepared.tokenizer),
@@ -155,7 +156,8 @@ def write_data_card(
             rows=[_row(row) for row in step.rows[:_ROWS_SHOWN]],
         ),
     )
-    write_atomically(folder / NAME, msgspec.json.encode(card))
+    # ASCII, so that nothing in it drives a terminal.
+    write_atomically(folder / NAME, json.dumps(msgspec.to_builtins(card)).encode())
 
 
 def read_data_card(folder: Path) -> DataCard | None:
@@ -171,10 +173,11 @@ def read_data_card(folder: Path) -> DataCard | None:
 
 
 def _endings(documents: DocumentSource, template: Template) -> Endings:
-    """Looks at documents with a prompt, spread evenly over all."""
+    """Looks at documents with a prompt and targets, spread evenly over all."""
     num_all = len(documents.lengths)
     places = np.unique(np.linspace(0, num_all - 1, min(num_all, _DOCUMENTS_LOOKED_AT)).astype(np.int64))
-    asked = [document for document in map(documents.document, places.tolist()) if document.prompt_length]
+    looked_at = map(documents.document, places.tolist())
+    asked = [document for document in looked_at if document.prompt_length and document.num_targets]
     stops = set(template.stop_token_ids)
     num_ended = sum(int(document.token_ids[_last_target(document)]) in stops for document in asked)
     names = [template.tokenizer.decode([token_id]) for token_id in template.stop_token_ids]

@@ -98,11 +98,11 @@ def _counts(counted: Counts) -> list[tuple[str, str]]:
 
 
 def _sources(card: DataCard, statistics: Mapping[str, Any]) -> list[tuple[str, str, str, str, str, str]]:
-    formats = {(source["split"], source["path"]): source["format"] for source in card.sources}
+    formats = {source["path"]: source["format"] for source in card.sources}
     rows: list[tuple[str, str, str, str, str, str]] = []
     for split, figures in statistics.items():
         for source in figures.get("sources", []):
-            path, read_as = source["path"], formats.get((split, source["path"]), "")
+            path, read_as = source["path"], formats.get(source["path"], "–")
             numbers = (f"{source['records']:,}", f"{source['tokens']:,}", f"{source['targets_share']:.1%}")
             rows.append((split, path, read_as, *numbers))
     return rows

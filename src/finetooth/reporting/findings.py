@@ -79,9 +79,13 @@ def _truncation(run: Run) -> Finding:
         return Finding(name, "unknown", "not known", "there is no data.json, or no ledger")
     too_long = _num_dropped(run.counts, lambda reason: reason.startswith("longer than data.max_length"))
     divided, left_out = run.data.summary.get("num_divided", 0), run.data.summary.get("num_left_out", 0)
-    parts = [f"{too_long:,} records longer than data.max_length are not trained"] if too_long else []
-    parts += [f"{divided:,} texts are divided into windows"] if divided else []
-    parts += [f"{left_out:,} messages are left out at the start of long conversations"] if left_out else []
+    parts = (
+        [f"longer than data.max_length, so not trained: {in_words(too_long, 'record')}"] if too_long else []
+    )
+    parts += [f"divided into windows: {in_words(divided, 'text')}"] if divided else []
+    parts += (
+        [f"left out at the start of long conversations: {in_words(left_out, 'message')}"] if left_out else []
+    )
     if not parts:
         return Finding(name, "good", "none", "no document is cut, and none was too long")
     fact = f"{too_long:,} too long" if too_long else f"{divided or left_out:,} shortened"
@@ -99,7 +103,7 @@ def _duplicates(run: Run) -> Finding:
         return Finding(name, "unknown", "not looked for", "data.on_duplicate is keep")
     told = "no record was dropped as equal to another one"
     if equal + near:
-        told = f"{equal:,} equal and {near:,} almost equal records were dropped"
+        told = f"dropped: {in_words(equal, 'record')} equal and {near:,} almost equal to an earlier one"
     if kept:
         told += f"; {kept:,} almost equal ones are kept"
         return Finding(name, "look", f"{kept:,} near ones kept", told)

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from finetooth.base.errors import ConfigError, DataError, problem
@@ -162,7 +163,7 @@ def source_of(prepared: PreparedData, entry: LedgerEntry) -> Source:
 
 
 def _entry(number: int, text: bytes) -> LedgerEntry:
-    line = json.loads(text)
+    line: dict[str, Any] = msgspec.json.decode(text)
     path, _, place = line["origin"].rpartition(":")
     return LedgerEntry(number, Origin(path, int(place)), line)
 

@@ -116,13 +116,13 @@ def _commands(run: Run) -> Iterator[tuple[str, str]]:
         return
     yield "Talk to it", f"finetooth chat {name}"
     yield "Measure it again", f"finetooth eval {name}"
+    base = "BASE" if run.config.model.path is None else shlex.quote(run.config.model.path)
     if run.config.model.path is not None:
-        base = shlex.quote(run.config.model.path)
         yield "Beside its base", f"finetooth compare {base} {name} --prompt 'TEXT'"
     form = "pt" if run.form == "pt" else "adapter" if run.form == "adapter" else "folder"
     check = "" if form == "pt" else " --verify"
     yield "Write it for other programs", f"finetooth export {name} --to {form}{check}"
     yield "The same run once more", f"finetooth train {config} output_dir=NEW"
-    for title, command in serving_commands(run.form, "BASE", run.config.adapter):
+    for title, command in serving_commands(run.form, base, run.config.adapter):
         if not command.startswith("finetooth "):
             yield f"{title}, in final/", command

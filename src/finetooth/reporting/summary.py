@@ -38,13 +38,19 @@ def summary_counts(prepared: PreparedData) -> dict[str, dict[str, str]]:
 
 
 def summary_remarks(prepared: PreparedData, config: SFTConfig) -> list[str]:
-    """Sentences about what was not kept, not read or changed."""
+    """Sentences about what was not kept, and why, not read or changed."""
     reasons = Counter[str]()
     for count in prepared.counts.values():
         reasons.update(count.reasons)
     remarks = [f"{number:,} × {reason}" for reason, number in reasons.most_common(_REASONS_SHOWN)]
     if len(reasons) > _REASONS_SHOWN:
         remarks.append(f"{len(reasons) - _REASONS_SHOWN} other reasons stand in the ledger")
+    return remarks + remarks_on_kept(prepared, config)
+
+
+def remarks_on_kept(prepared: PreparedData, config: SFTConfig) -> list[str]:
+    """Sentences about what was not read or changed."""
+    remarks: list[str] = []
     for name, number in prepared.unread_fields.items():
         remarks.append(f"not read: {name!r}, in {number:,} records")
     if prepared.has_more_records:
