@@ -56,6 +56,7 @@ training:
   packing: auto  # default
   row_tokens: 16384  # default
   rows_at_once: 1  # default
+  recompute: auto  # default
   learning_rate: 0.0001  # command line
   min_learning_rate: 2e-06  # default
   lr_scheduler_type: cosine  # default
