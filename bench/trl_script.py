@@ -17,13 +17,15 @@ from typing import Any
 
 def main(job: dict[str, Any]) -> None:
     """Trains, saves, and writes the notes."""
+    import torch
     from datasets import load_dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
+    on_processor = not torch.accelerator.is_available()  # where TRL refuses bf16 unless it is told so
     trainer = SFTTrainer(
         model=job["model"],
-        args=SFTConfig(**job["settings"]),
+        args=SFTConfig(**job["settings"], use_cpu=on_processor),
         train_dataset=load_dataset("json", data_files=job["records"], split="train"),
         peft_config=None if job["lora"] is None else LoraConfig(**job["lora"]),
     )

@@ -43,9 +43,9 @@ def own(bench: Any, work: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return bench("finetooth_arm").run_finetooth(work, tmp_path_factory.mktemp("own") / "arm", LIMIT)
 
 
-def arm_named(bench: Any, name: str) -> Any:
-    """An arm of TRL on a processor without bf16."""
-    arms = bench("trl_arms").trl_arms(bf16_pays=False, on_gpu=False)
+def arm_named(bench: Any, name: str, *, bf16_pays: bool = False) -> Any:
+    """An arm of TRL on a processor."""
+    arms = bench("trl_arms").trl_arms(bf16_pays=bf16_pays, on_gpu=False)
     return next(arm for arm in arms if arm.name == name)
 
 
@@ -77,11 +77,12 @@ def test_trl_trains_the_same_documents_with_the_same_losses(bench: Any, own: Any
 def test_truncation_is_found(bench: Any, work: Any, own: Any, tmp_path: Path):
     """Negative control: TRL cuts documents above `max_length` without a word."""
     most = max(own.lengths) - 1
-    arm = arm_named(bench, "TRL packed fp32")
+    arm = arm_named(bench, "TRL packed bf16", bf16_pays=True)
     run = arm.run(replace(work, max_length=most), tmp_path / "arm", LIMIT)
     cut = [min(length, most) for length in own.lengths]
     assert sorted(run.lengths) == sorted(cut), "packed documents are told apart"
     assert run.num_positions == run.num_tokens
+    assert run.precision == "bf16"
     assert bench("runs").differences(arm, run, own) == [
         f"other documents or targets (24 documents of {sum(cut)} tokens, not 24 of {sum(own.lengths)})"
     ]
