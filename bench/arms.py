@@ -9,8 +9,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from finetooth import DeviceManager, PolicyModel, create_optimizer
 from finetooth.base.devices import deterministic_seed
 from finetooth.batching.collate import collate
-from finetooth.batching.packing import Layout, forward_passes, lay_out, row_multiple
-from finetooth.batching.schedule import Step
+from finetooth.batching.packing import Layout, forward_passes
+from finetooth.batching.row_lengths import padded_length, row_lengths
+from finetooth.batching.schedule import Schedule, Step
 from finetooth.data.records import IGNORED_LABEL, Document, DocumentSource, Origin
 from finetooth.training.parallel import alone
 from finetooth.training.step import StepResult, train_step
@@ -22,14 +23,19 @@ Arm = Callable[[Step], StepResult]
 
 
 def build_arms(
-    config: Qwen3Config, documents: DocumentSource, devices: DeviceManager, *, row_tokens: int
+    config: Qwen3Config,
+    documents: DocumentSource,
+    schedule: Schedule,
+    devices: DeviceManager,
+    *,
+    row_tokens: int,
 ) -> dict[str, Arm]:
     """Three ways to do a step, each with a model of its own that starts from the same parameters."""
     packed = Layout(packing=True, row_tokens=max(row_tokens, int(documents.lengths.max())))
     padded = Layout(packing=False, row_tokens=packed.row_tokens, rows_at_once=PADDED_ROWS)
     return {
-        "finetooth, packed": _own_arm(config, documents, packed, devices),
-        "finetooth, padded": _own_arm(config, documents, padded, devices),
+        "finetooth, packed": _own_arm(config, documents, schedule, packed, devices),
+        "finetooth, padded": _own_arm(config, documents, schedule, padded, devices),
         PLAIN: _plain_arm(config, documents, devices),
     }
 
@@ -50,17 +56,22 @@ class RandomDocuments:
         return Document(token_ids, loss_weights, prompt_length, Origin("random", number + 1))
 
 
-def _own_arm(config: Qwen3Config, documents: DocumentSource, layout: Layout, devices: DeviceManager) -> Arm:
+def _own_arm(
+    config: Qwen3Config, documents: DocumentSource, schedule: Schedule, layout: Layout, devices: DeviceManager
+) -> Arm:
     policy = _fresh_policy(config, devices)
     optimizer, scaler = create_optimizer(policy, learning_rate=LEARNING_RATE), devices.gradient_scaler()
-    multiple = row_multiple(layout, devices.device.type)
+    among = row_lengths(schedule, layout, device_type=devices.device.type)
 
     def run(step: Step) -> StepResult:
-        (rows,) = lay_out(step.documents, documents.lengths[step.documents], layout=layout)
-        groups = forward_passes(rows, layout.rows_at_once)
+        groups = forward_passes(schedule.rows(step, layout=layout), layout.rows_at_once)
+        lengths = [padded_length(group, documents.lengths, among) for group in groups]
         return train_step(
             alone(policy),
-            [collate(group, documents, row_multiple=multiple) for group in groups],
+            [
+                collate(group, documents, row_multiple=length)
+                for group, length in zip(groups, lengths, strict=True)
+            ],
             total_loss_weight=step.total_loss_weight,
             learning_rate=LEARNING_RATE,
             optimizer=optimizer,

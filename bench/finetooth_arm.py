@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from finetooth.batching.packing import forward_passes, layout_of, row_multiple
+from finetooth.batching.packing import forward_passes, layout_of
+from finetooth.batching.row_lengths import padded_length, row_lengths
 from finetooth.batching.schedule import schedule_of
 from finetooth.config.load import load_config
 from finetooth.data.store import DocumentStore, open_store
@@ -91,15 +92,9 @@ def _positions(run_file: Path, store: DocumentStore, device_type: str) -> list[i
     """Positions that each step computed: those of its rows, each as long as the longest beside it."""
     training = load_config(run_file).training
     schedule, layout = schedule_of(training, store), layout_of(training)
-    multiple = row_multiple(layout, device_type)
+    among = row_lengths(schedule, layout, device_type=device_type)
     positions: list[int] = []
     for step in schedule.steps():
         passes = forward_passes(schedule.rows(step, layout=layout), layout.rows_at_once)
-        widths = [max(int(store.lengths[list(row)].sum()) for row in rows) for rows in passes]
-        positions.append(
-            sum(
-                len(rows) * -(-width // multiple) * multiple
-                for rows, width in zip(passes, widths, strict=True)
-            )
-        )
+        positions.append(sum(len(rows) * padded_length(rows, store.lengths, among) for rows in passes))
     return positions

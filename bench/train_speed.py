@@ -42,9 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(str(error)) from None
     totals = documents.lengths, documents.loss_weight_totals, documents.num_targets
     size = {"max_steps": options.num_steps, "global_batch_size": options.documents_per_step}
-    steps = list(Schedule(*totals, seed=0, **size).steps())
+    schedule = Schedule(*totals, seed=0, **size)
+    steps = list(schedule.steps())
     config = Qwen3Config(**json.loads(options.model.read_text()))
-    arms = build_arms(config, documents, devices, row_tokens=options.row_tokens)
+    arms = build_arms(config, documents, schedule, devices, row_tokens=options.row_tokens)
     result = {
         "device": devices.describe(),
         "versions": {name: version(name) for name in ("finetooth", "torch", "transformers")},

@@ -68,11 +68,11 @@ def test_arms_that_train_other_tokens_are_not_timed(bench: Any, monkeypatch: pyt
     monkeypatch.setattr(arms, "_padded", unmasked)
     documents = arms.RandomDocuments(np.array([16, 30, 22]))
     totals = documents.lengths, documents.loss_weight_totals, documents.num_targets
-    built = arms.build_arms(
-        small_config(vocab_size=8192), documents, DeviceManager("cpu", "fp32"), row_tokens=64
-    )
+    schedule = Schedule(*totals, seed=0, global_batch_size=3)
+    config, devices = small_config(vocab_size=8192), DeviceManager("cpu", "fp32")
+    built = arms.build_arms(config, documents, schedule, devices, row_tokens=64)
     with pytest.raises(SystemExit) as caught:
-        bench.require_equal(built, Schedule(*totals, seed=0, global_batch_size=3).step(1), precision="fp32")
+        bench.require_equal(built, schedule.step(1), precision="fp32")
     assert str(caught.value).startswith("finetooth, packed: StepResult(loss=")
     assert str(caught.value).endswith("; this is not the same work")
 

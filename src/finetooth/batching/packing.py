@@ -17,9 +17,6 @@ Row = tuple[int, ...]
 # 2 · length · hidden size against 24 · hidden size², which is 24,576 tokens for 1B models and 49,152 for 8B.
 TOKENS_OF_DOUBLE_COST = 32768
 
-# Few row lengths let CUDA reuse its plans; on a CPU every padded token is lost time.
-ROW_LENGTHS_ON_CUDA = 8
-
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -86,18 +83,6 @@ def document_costs(lengths: np.ndarray) -> np.ndarray:
 def forward_passes(rows: list[Row], rows_at_once: int) -> list[list[Row]]:
     """Groups a rank's rows into forward passes of at most `rows_at_once` rows."""
     return [rows[start : start + rows_at_once] for start in range(0, len(rows), rows_at_once)]
-
-
-def row_multiple(layout: Layout, device_type: str) -> int:
-    """Rows are padded to a multiple of so many tokens.
-
-    >>> layout = Layout(packing=True, row_tokens=16384)
-    >>> row_multiple(layout, "cuda"), row_multiple(layout, "cpu")
-    (2048, 1)
-    """
-    if device_type != "cuda" or not layout.packing:
-        return 1
-    return -(-layout.row_tokens // ROW_LENGTHS_ON_CUDA)
 
 
 def _deal(costs: list[int], world_size: int, *, most: int | None) -> list[list[int]]:

@@ -3,7 +3,7 @@
 _BATCH = "write training.global_batch_size, the documents per update over all devices"
 _LAYOUT = "leave it out: training.global_batch_size counts documents per update over all devices"
 _ROWS = "leave it out: training.rows_at_once changes the rows per forward pass and nothing that is learnt"
-_RECOMPUTE = "leave it out, or write training.recompute: all; auto recomputes only where memory runs out"
+_RECOMPUTE = "write training.recompute; auto, the default, recomputes only what memory does not hold"
 _EPOCHS = "write training.num_train_epochs"
 _STEPS = "write training.max_steps"
 _RATE = "write training.learning_rate"

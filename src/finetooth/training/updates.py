@@ -15,7 +15,8 @@ from finetooth.base.errors import (
 )
 from finetooth.base.terminal import print_line
 from finetooth.batching.collate import Batch, collate
-from finetooth.batching.packing import Layout, Row, forward_passes, row_multiple
+from finetooth.batching.packing import Layout, Row, forward_passes
+from finetooth.batching.row_lengths import padded_length, row_lengths
 from finetooth.batching.schedule import Schedule, Step
 from finetooth.config.schema import TrainingConfig
 from finetooth.data.records import DocumentSource
@@ -46,6 +47,7 @@ class Updates:
     warmup_steps: int
     auto_fit: bool
     console: Console
+    _fitted: tuple[Layout, list[int]] | None = None
 
     def rehearse(self, *, first: int) -> None:
         """Tries the largest forward pass from the step `first` on, so that lack of memory is told at once.
@@ -133,7 +135,7 @@ class Updates:
         return collate(
             rows,
             self.documents,
-            row_multiple=row_multiple(self.layout, self.devices.device.type),
+            row_multiple=padded_length(rows, self.schedule.lengths, self._row_lengths()),
             dropout_draw=draw,
         )
 
@@ -163,6 +165,18 @@ class Updates:
                     print_line(self.console, f"{fact}; goes on with training.recompute: {recompute}")
                 break
         return failed
+
+    def _row_lengths(self) -> list[int]:
+        """Fitted once for each layout."""
+        if self._fitted is None or self._fitted[0] != self.layout:
+            found = row_lengths(
+                self.schedule,
+                self.layout,
+                device_type=self.devices.device.type,
+                world_size=self.shared.ranks.world_size,
+            )
+            self._fitted = self.layout, found
+        return self._fitted[1]
 
     def _take_layout(self, layout: Layout) -> None:
         self.layout = layout
