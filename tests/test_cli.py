@@ -308,8 +308,8 @@ def test_help_fits_80_columns_and_names_every_command():
     assert max(map(len, text.splitlines())) <= 80
     assert "..." not in text.partition("Commands:")[2]
     names = [line.split()[0] for line in text.partition("Commands:\n")[2].splitlines()]
-    assert names[:6] == ["demo", "init", "prepare", "inspect", "train", "verify"]
-    assert names[6:] == ["eval", "compare", "chat", "env", "export", "report"]
+    assert names[:7] == ["demo", "init", "prepare", "inspect", "plan", "train", "verify"]
+    assert names[7:] == ["eval", "compare", "chat", "env", "export", "report"]
 
 
 def test_help_is_quick_and_loads_nothing_heavy():

@@ -47,7 +47,7 @@ def finetooth(command: str, folder: Path, text: str = "") -> subprocess.Complete
 
 def test_the_readme_shows_every_command():
     shown = {shlex.split(command)[1] for command in COMMANDS}
-    made = {"init", "prepare", "inspect", "verify", "train"}
+    made = {"init", "prepare", "inspect", "plan", "verify", "train"}
     assert shown == made | {"eval", "compare", "chat", "env", "export", "report"}
 
 

@@ -197,6 +197,28 @@ def inspect(
 
 
 @app.command()
+def plan(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    world: Annotated[int, typer.Option(min=1, metavar="W", help="Number of ranks.")] = 1,
+    gpu_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory of each GPU: 80GB. Default: what is here.")
+    ] = None,
+    as_json: AsJson = False,
+    offline: Offline = False,
+) -> None:
+    """Say what a run will do, and whether memory holds it."""
+
+    def verb(console: "Console") -> dict[str, Any]:
+        config = load_settings(run_file, overrides)
+        from finetooth.plan import plan as run
+
+        return run(config, world=world, gpu_memory=gpu_memory, console=console)
+
+    run_verb(verb, as_json=as_json)
+
+
+@app.command()
 def train(
     run_file: RunFile,
     overrides: Overrides = None,

@@ -17,20 +17,16 @@ from tests.training.test_trainer import losses, make_config
 from finetooth.base.devices import DeviceManager
 from finetooth.base.distributed import ALONE, Ranks
 from finetooth.base.errors import DeviceMemoryError, ToldElsewhere
+from finetooth.batching import largest as largest_module
 from finetooth.batching.collate import Batch
+from finetooth.batching.largest import LOOKED_AT_DOCUMENTS, LOOKED_AT_STEPS, largest_pass
 from finetooth.batching.order import epoch_order
 from finetooth.batching.packing import Layout, lay_out
 from finetooth.batching.schedule import Schedule, schedule_of
 from finetooth.model.policy import PolicyModel
 from finetooth.model.recompute import LADDER, Recompute
-from finetooth.training import memory, updates
-from finetooth.training.memory import (
-    LOOKED_AT_DOCUMENTS,
-    LOOKED_AT_STEPS,
-    largest_pass,
-    smaller,
-    telling_what_loads,
-)
+from finetooth.training import updates
+from finetooth.training.memory import smaller, telling_what_loads
 from finetooth.training.trainer import SFTTrainer, TrainResult
 
 ROOM = 60
@@ -131,13 +127,13 @@ def test_looking_for_the_largest_pass_costs_the_same_however_long_the_run_is(
     monkeypatch: pytest.MonkeyPatch, num_documents: int, settings: dict[str, Any]
 ):
     laid_out: list[int] = []
-    real = memory.lay_out
+    real = largest_module.lay_out
 
     def counting(documents: np.ndarray, *arguments: Any, **options: Any) -> Any:
         laid_out.append(len(documents))
         return real(documents[:64], arguments[0][:64], **options)  # how many they are is all that counts
 
-    monkeypatch.setattr(memory, "lay_out", counting)
+    monkeypatch.setattr(largest_module, "lay_out", counting)
     schedule = long_schedule(uneven_lengths(num_documents, {}), **settings)
     largest_pass(schedule, Layout(packing=True, row_tokens=200))
     per_step = -(-num_documents // schedule.steps_per_epoch)

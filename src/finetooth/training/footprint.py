@@ -12,6 +12,17 @@ from finetooth.model.head_chunks import chunk_rows
 from finetooth.model.shape import ModelShape
 
 ComputedIn = Literal["fp32", "bf16", "bf16-pure", "fp16"]
+Recompute = Literal["nothing", "elementwise", "all-but-attention", "all"]
+
+# Of each setting of training.recompute, how often the features of a layer are kept: those of its feed-forward
+# block, its hidden ones, its queries, its keys. Counted in PyTorch's saved tensors of Qwen3, Llama, OLMo 2
+# and GPT-2, of which the largest is taken.
+KEPT: dict[Recompute, tuple[int, int, int, int]] = {
+    "nothing": (4, 6, 5, 4),
+    "elementwise": (2, 3, 2, 2),
+    "all-but-attention": (0, 1, 1, 0),
+    "all": (0, 1, 0, 0),
+}
 
 # Of the parameters in 4 bits, with their scales; of AdamW's two states in 8 bits, with theirs.
 _FOUR_BITS = 0.53
@@ -52,6 +63,7 @@ def footprint(
     precision: ComputedIn,
     device_type: str,
     pass_tokens: int,
+    recompute: Recompute = "nothing",
 ) -> Footprint:
     """What a forward and backward pass of so many tokens holds, in the midst of a run."""
     trained = _num_trained(shape, adapter)
@@ -68,18 +80,24 @@ def footprint(
         gradients=own_bytes * trained,
         optimizer=int(states * trained),
         copies=2 * trained if is_autocast else 0,
-        activations=activation_bytes(shape, precision=precision) * pass_tokens,
+        activations=activation_bytes(shape, precision=precision, recompute=recompute) * pass_tokens,
         logits=logits + (4 * head if is_full else 0),
     )
 
 
-def activation_bytes(shape: ModelShape, *, precision: ComputedIn) -> int:
+def activation_bytes(shape: ModelShape, *, precision: ComputedIn, recompute: Recompute = "nothing") -> int:
     """What the backward pass needs per token: inputs of norms and products, and what attention keeps.
 
-    Counted in PyTorch's saved tensors of Qwen3, Llama, OLMo 2 and GPT-2, of which the largest is taken.
+    Where it recomputes, one layer is there as a whole besides.
     """
-    features = 4 * shape.feed_forward + 6 * shape.hidden + 5 * shape.query_width + 4 * shape.key_width
-    return int(shape.layers * features * (4 if precision == "fp32" else _MIXED))
+    whole = _features(shape, "nothing")
+    features = shape.layers * _features(shape, recompute) + (whole if recompute != "nothing" else 0)
+    return int(features * (4 if precision == "fp32" else _MIXED))
+
+
+def _features(shape: ModelShape, recompute: Recompute) -> int:
+    sizes = (shape.feed_forward, shape.hidden, shape.query_width, shape.key_width)
+    return sum(times * size for times, size in zip(KEPT[recompute], sizes, strict=True))
 
 
 def _num_trained(shape: ModelShape, adapter: AdapterConfig) -> int:

@@ -15,6 +15,7 @@ from finetooth.base.errors import (
 )
 from finetooth.base.terminal import print_line
 from finetooth.batching.collate import Batch, collate
+from finetooth.batching.largest import LargestPass, largest_pass
 from finetooth.batching.packing import Layout, Row, forward_passes
 from finetooth.batching.row_lengths import padded_length, row_lengths
 from finetooth.batching.schedule import Schedule, Step
@@ -22,7 +23,7 @@ from finetooth.config.schema import TrainingConfig
 from finetooth.data.records import DocumentSource
 from finetooth.model.recompute import LADDER
 from finetooth.training.guards import blame_documents
-from finetooth.training.memory import LargestPass, find_layout, fits, largest_pass, release, smaller
+from finetooth.training.memory import find_layout, fits, release, smaller
 from finetooth.training.optimizer import lr_at
 from finetooth.training.parallel import SharedPolicy
 from finetooth.training.step import StepResult, train_step
