@@ -1,10 +1,16 @@
 """The chunked head and loss equal the naive computation over all logits, gradients included."""
 
+import json
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from finetooth.model import loss as loss_module
+from finetooth.model.head_chunks import chunk_rows
 from finetooth.model.loss import LogitTransform, TrainedRows, head_loss, sft_loss
 
 
@@ -130,3 +136,33 @@ def test_rows_that_stand_in_for_those_of_a_frozen_head_have_its_rows_gradient(
         torch.autograd.grad(ours * 8.0, wanted), torch.autograd.grad(theirs * 8.0, wanted), strict=True
     ):
         assert (a - b).norm() / b.norm() < 1e-12
+
+
+def allocated_at_most(work: Callable[[], object], folder: Path) -> int:
+    """Bytes of tensors that were alive at once, beyond those that were there before."""
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        work()
+    profiler.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    changes = [(event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]"]
+    return max(accumulate(num_bytes for _, num_bytes in sorted(changes)))
+
+
+def test_the_loss_of_a_vocabulary_of_151669_keeps_within_its_bound(tmp_path: Path):
+    """The gradient of the head twice, and two chunks of logits, however many targets; not all logits."""
+    num_targets, vocabulary, hidden = 512, 151_669, 16
+    hidden_ND = torch.randn(num_targets, hidden, requires_grad=True)
+    weight_VD = torch.randn(vocabulary, hidden, requires_grad=True)
+    targets_N, loss_weights_N = torch.randint(vocabulary, (num_targets,)), torch.ones(num_targets)
+
+    def chunked() -> None:
+        head_loss(hidden_ND, weight_VD, None, targets_N, loss_weights_N).backward()
+
+    def plain() -> None:
+        F.cross_entropy(hidden_ND @ weight_VD.T, targets_N, reduction="sum").backward()
+
+    logits = 4 * num_targets * vocabulary
+    chunk = 4 * chunk_rows(vocabulary, "cpu") * vocabulary
+    bound = 2 * weight_VD.nbytes + 2 * chunk + 1_000_000
+    assert allocated_at_most(chunked, tmp_path) < bound < logits / 2
+    assert allocated_at_most(plain, tmp_path) > logits, "negative control"

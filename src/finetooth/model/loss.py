@@ -160,6 +160,7 @@ class _HeadLoss(torch.autograd.Function):
                 _add_product(weight_gradient, gradient_NV.T, scaled_ND)
             if rows_gradient is not None:
                 _add_product(rows_gradient, gradient_NV[:, options.row_numbers_R].T, scaled_ND)
+            del gradient_NV  # before there are the logits of the next chunk
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient, rows_gradient)
         ctx.gradient_scale = options.gradient_scale
         given = (hidden_ND, weight_VD, bias_V, rows_RD)
