@@ -135,6 +135,11 @@ def test_given_settings_stay_and_the_others_follow(folder: Path):
     assert told["reasons"]["training.global_batch_size"] == "documents per update, so 45 updates in all"
 
 
+def test_answers_may_be_compared_with_dev_records_that_are_chosen_later(folder: Path):
+    settings = init("exact_match=plain")["settings"]
+    assert (settings["evaluation.exact_match"], settings["data.dev"]) == ("plain", 0.1)
+
+
 def test_records_that_cannot_be_used_are_left_out_and_told(folder: Path):
     with (folder / "train.jsonl").open("a") as file:
         file.write('{"prompt": "a"}\nnot json\n')

@@ -182,7 +182,8 @@ def _look_at(config: SFTConfig, console: Console) -> _Findings:
         max_records=most,
     )
     training = dataclasses.replace(config.training, row_tokens=_NO_LIMIT)
-    strict = dataclasses.replace(config, data=data, training=training)
+    evaluation = dataclasses.replace(config.evaluation, exact_match=None)  # which asks for dev records
+    strict = dataclasses.replace(config, data=data, training=training, evaluation=evaluation)
     dropping = dataclasses.replace(data, on_bad_record="drop", on_leak="drop")
     lenient = dataclasses.replace(strict, data=dropping)
     try:
