@@ -7,12 +7,14 @@ verb is imported, so a mistake in them is told at once.
 import io
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from finetooth import __version__
+from finetooth.ahead import preparing_ahead
 from finetooth.arguments import (
     AsJson,
     DType,
@@ -262,17 +264,20 @@ def train(
     def verb(console: "Console") -> dict[str, Any]:
         with StopRequest().listening() as stop:  # from here on, as importing alone takes seconds
             config = load_settings(run_file, overrides)
-            from finetooth.train import train as run
+            # A run that goes on may have to prepare for the day it began, which only `train` knows.
+            ahead = preparing_ahead(run_file, overrides or ()) if resume is Resume.NEVER else nullcontext()
+            with ahead:
+                from finetooth.train import train as run
 
-            return run(
-                config,
-                resume=resume.value,
-                accept_changes=accept_changes,
-                overfit=overfit,
-                auto_fit=auto_fit,
-                console=console,
-                stop=stop,
-            )
+                return run(
+                    config,
+                    resume=resume.value,
+                    accept_changes=accept_changes,
+                    overfit=overfit,
+                    auto_fit=auto_fit,
+                    console=console,
+                    stop=stop,
+                )
 
     run_verb(verb, as_json=as_json)
 
