@@ -100,3 +100,96 @@ def test_people_see_a_table():
         ["train_loss", "│", f"{measured['train_loss']:.4f}"],
         ["dev_loss", "│", f"{measured['dev_loss']:.4f}"],
     ]
+
+
+def write_pairs(path: str, *pairs: tuple[str, str]) -> None:
+    lines = [json.dumps({"prompt": prompt, "response": response}) for prompt, response in pairs]
+    Path(path).write_text("".join(line + "\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def mislabelled() -> str:
+    """Settings whose dev and training records are like those of the run, with one wrong label each."""
+    right = [(f"What is {number}?", "four " * (number % 4) + f"is {number}.") for number in range(12)]
+    write_pairs("some.jsonl", *right[:6])
+    write_pairs("more.jsonl", *right[6:9], ("What is 40?", "Lima and Peru!"))
+    write_pairs("held.jsonl", ("What is 50?", "Zebra, quickly"), *right[9:])
+    data = {
+        "train": [{"path": "some.jsonl"}, {"path": "more.jsonl", "repeat": 2}],
+        "dev": [{"path": "held.jsonl"}],
+        "template": "chatml",
+        "max_length": 64,
+    }
+    settings = json.loads(Path("run.yaml").read_text()) | {"data": data, "output_dir": "other_run"}
+    Path("mislabelled.yaml").write_text(json.dumps(settings))
+    return "mislabelled.yaml"
+
+
+@pytest.mark.parametrize(("of", "wrong"), [("dev", "held.jsonl:1"), ("train", "more.jsonl:4")])
+def test_wrong_labels_have_the_highest_loss(mislabelled: str, of: str, wrong: str):
+    measured = figures("run", "--config", mislabelled, "--per-record", "3", "--of", of)
+    records = measured["records"]
+    assert records[0]["origin"] == wrong
+    assert len(records) == 3
+    assert [each["loss"] for each in records] == sorted((each["loss"] for each in records), reverse=True)
+    assert all(each["num_targets"] > 3 for each in records)
+
+
+def test_all_training_records_are_looked_at_while_train_loss_stays_that_of_the_sample(mislabelled: str):
+    sampled = ("run", "--config", mislabelled, "train_documents=1")
+    few = figures(*sampled, "--per-record", "99", "--of", "train")
+    assert len(few["records"]) == 10, "each once, also where its source is repeated"
+    assert few["train_loss"] == pytest.approx(figures(*sampled)["train_loss"], rel=1e-6)
+    every = [(each["loss"], each["num_targets"]) for each in few["records"]]
+    assert any(few["train_loss"] == pytest.approx(loss, rel=1e-6) for loss, _ in every)
+
+
+def test_several_sources_have_a_loss_each(mislabelled: str):
+    measured = figures("run", "--config", mislabelled, "--per-record", "99", "--of", "train")
+    by_source = measured["train_loss_by_source"]
+    assert list(by_source) == ["some.jsonl", "more.jsonl"]
+    for path, loss in by_source.items():
+        own = [each for each in measured["records"] if each["origin"].startswith(path)]
+        total = sum(each["loss"] * each["num_targets"] for each in own)
+        assert loss == pytest.approx(total / sum(each["num_targets"] for each in own), rel=1e-6)
+        assert measured["train_perplexity_by_source"][path] == math.exp(loss)
+    assert by_source["more.jsonl"] > by_source["some.jsonl"] + 0.5, "the wrong label stands there"
+    assert "dev_loss_by_source" not in measured
+
+
+def test_a_dev_share_has_a_loss_for_each_source_it_was_taken_from(mislabelled: str):
+    measured = figures("run", "--config", mislabelled, "data.dev=0.5", "--per-record", "99")
+    by_source = measured["dev_loss_by_source"]
+    assert set(by_source) == {each["origin"].split(":")[0] for each in measured["records"]}
+    assert len(by_source) == 2
+
+
+def test_people_see_records_and_sources_in_80_columns(mislabelled: str):
+    arguments = ["eval", "run", "--config", mislabelled, "--per-record", "2"]
+    result = CliRunner().invoke(app, arguments, prog_name="finetooth", env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "train_loss, more.jsonl" in result.stdout
+    shown = [line.strip("│ ").split() for line in result.stdout.splitlines() if "held.jsonl:" in line]
+    records = figures("run", "--config", mislabelled, "--per-record", "2")["records"]
+    assert shown == [
+        [each["origin"], "│", f"{each['loss']:.4f}", "│", str(each["num_targets"])] for each in records
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["data.dev=null", "exact_match=null", "--per-record", "3"],
+            "command line: --per-record: data.dev is null, so there are no dev records; add --of train\n",
+        ),
+        (
+            ["--of", "train"],
+            "command line: --of belongs to --per-record; give both, or leave it out\n",
+        ),
+    ],
+)
+def test_records_that_nobody_can_name_are_a_mistake(arguments: list[str], sentence: str):
+    result = command("eval", "run", *arguments)
+    assert (result.exit_code, result.stderr) == (2, sentence)

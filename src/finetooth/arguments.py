@@ -30,6 +30,13 @@ class Layout(StrEnum):
     JSONL = "jsonl"
 
 
+class Records(StrEnum):
+    """Whose records `eval --per-record` names."""
+
+    DEV = "dev"
+    TRAIN = "train"
+
+
 class What(StrEnum):
     """What `init --preset` trains."""
 

@@ -23,6 +23,7 @@ from finetooth.arguments import (
     MaxNewTokens,
     Offline,
     Overrides,
+    Records,
     Resume,
     RunFile,
     Target,
@@ -312,16 +313,27 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Answer only N of the dev records.")
     ] = None,
+    per_record: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Name the N records with the highest loss.")
+    ] = None,
+    of: Annotated[
+        Records | None,
+        typer.Option(show_default=False, help="Whose records --per-record names; default: dev."),
+    ] = None,
     as_json: AsJson = False,
     offline: Offline = False,
 ) -> None:
     """Measure losses, perplexity and answers."""
 
     def verb(console: "Console") -> dict[str, Any]:
+        if of is not None and per_record is None:
+            fact, remedy = "--of belongs to --per-record", "give both, or leave it out"
+            raise ConfigError(problem("command line", fact, remedy))
         settings = load_for(target, config, overrides)
         from finetooth.evaluate import evaluate as run
 
-        return run(target, settings, limit=limit, console=console)
+        named = (of or Records.DEV).value
+        return run(target, settings, limit=limit, per_record=per_record, of=named, console=console)
 
     run_verb(verb, as_json=as_json)
 

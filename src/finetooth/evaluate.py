@@ -1,6 +1,8 @@
 """The verb `eval`: losses, perplexities and answers of a run's policy or of any model."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from finetooth.base.files import write_atomically
 from finetooth.base.terminal import plain_text
 from finetooth.config.load import load_config
 from finetooth.config.schema import SFTConfig
+from finetooth.data.ledger import Split
 from finetooth.data.preparation import PreparedData, prepare_data
-from finetooth.evaluation.dev_loss import measure_losses, sample_documents
+from finetooth.evaluation.dev_loss import sample_documents
 from finetooth.evaluation.exact_match import Answered, answer_documents, share
 from finetooth.evaluation.speaker import knows_tokens, load_target
+from finetooth.evaluation.split_losses import SplitLosses, measure_splits
 from finetooth.model.load import refuse_misfits
 from finetooth.model.policy import PolicyModel
 from finetooth.model.vocabulary import add_rows
@@ -25,24 +29,32 @@ from finetooth.training.run_directory import told_time
 
 
 def evaluate(
-    target: str, config: SFTConfig | None = None, *, limit: int | None = None, console: Console | None = None
+    target: str,
+    config: SFTConfig | None = None,
+    *,
+    limit: int | None = None,
+    per_record: int | None = None,
+    of: Split = "dev",
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Measures a policy on a run's records; returns the figures and prints them.
 
     target: a run directory or a model folder; config: default the run's own; limit: answer only so
     many of the dev records. Every answer goes to `samples/eval.jsonl` of a run directory.
+    per_record: names so many records of the split `of`, those with the highest loss, as `records`.
     """
     console = console or Console(quiet=True)
     config = config or _own_config(target)
     devices = DeviceManager(config.training.device, config.training.precision)
     prepared = prepare_data(config, console=console, now=told_time(Path(target)))
-    policy = load_target(target, devices=devices)
-    if not knows_tokens(target, prepared.template):
-        add_rows(policy, prepared.template)
-    refuse_misfits(policy, prepared.tokenizer, longest_document=prepared.longest_document)
-    train, dev = prepared.train_documents, prepared.dev
-    losses = measure_losses(policy, train=train, dev=dev, config=config, devices=devices)
-    figures: dict[str, Any] = {"target": target, **losses}
+    if per_record is not None and of == "dev" and prepared.dev is None:
+        fact, remedy = "--per-record: data.dev is null, so there are no dev records", "add --of train"
+        raise ConfigError(problem("command line", fact, remedy))
+    policy = _load(target, prepared, devices)
+    losses = _losses(policy, prepared, config, devices, per_record is not None and of == "train", console)
+    figures: dict[str, Any] = {"target": target}
+    for part in losses.values():
+        figures |= part.figures()
     if config.evaluation.exact_match is not None and prepared.dev is not None:
         answered = _answers(policy, prepared, config, devices, limit, console)
         figures |= {"exact_match": share(answered, "exact_match"), "stop_rate": share(answered, "stopped")}
@@ -51,6 +63,9 @@ def evaluate(
             lines = "".join(json.dumps(answer.as_line()) + "\n" for answer in answered)
             write_atomically(Path(target) / "samples" / "eval.jsonl", lines.encode())
     console.print(_table(figures))
+    if per_record is not None:
+        figures["records"] = losses[of].highest(per_record)
+        console.print(_record_table(figures["records"], of))
     return figures
 
 
@@ -59,6 +74,28 @@ def _own_config(target: str) -> SFTConfig:
     if not path.is_file():
         raise ConfigError(problem("command line", f"{target} is no run directory", "add --config RUN.yaml"))
     return load_config(path)
+
+
+def _load(target: str, prepared: PreparedData, devices: DeviceManager) -> PolicyModel:
+    policy = load_target(target, devices=devices)
+    if not knows_tokens(target, prepared.template):
+        add_rows(policy, prepared.template)
+    refuse_misfits(policy, prepared.tokenizer, longest_document=prepared.longest_document)
+    return policy
+
+
+def _losses(
+    policy: PolicyModel,
+    prepared: PreparedData,
+    config: SFTConfig,
+    devices: DeviceManager,
+    whole_train: bool,
+    console: Console,
+) -> dict[Split, SplitLosses]:
+    with _progress("measuring", console) as advance:
+        return measure_splits(
+            policy, prepared, config, devices=devices, whole_train=whole_train, on_progress=advance
+        )
 
 
 def _answers(
@@ -72,8 +109,7 @@ def _answers(
     assert prepared.dev is not None
     assert config.evaluation.exact_match is not None
     numbers = sample_documents(prepared.dev, limit, seed=config.training.seed).tolist()
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("answering", total=len(numbers))
+    with _progress("answering", console) as advance:
         return answer_documents(
             policy,
             prepared.dev,
@@ -82,12 +118,34 @@ def _answers(
             extractor=config.evaluation.exact_match,
             max_new_tokens=config.evaluation.max_new_tokens,
             devices=devices,
-            on_progress=lambda num_answered: progress.advance(task, num_answered),
+            on_progress=lambda num_answered: advance(num_answered, len(numbers)),
         )
+
+
+@contextmanager
+def _progress(doing: str, console: Console) -> Iterator[Callable[[int, int], object]]:
+    """A bar on a terminal; gives what is told how much was done since the last call, and of how much."""
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(doing, total=None)
+        yield lambda done, total: progress.update(task, advance=done, total=total)
 
 
 def _table(figures: dict[str, Any]) -> Table:
     table = Table(show_header=False)
     for name, value in figures.items():
-        table.add_row(name, plain_text(f"{value:.4f}" if isinstance(value, float) else str(value)))
+        if isinstance(value, dict):
+            for source, part in value.items():
+                table.add_row(plain_text(f"{name.removesuffix('_by_source')}, {source}"), f"{part:.4f}")
+        else:
+            table.add_row(name, plain_text(f"{value:.4f}" if isinstance(value, float) else str(value)))
+    return table
+
+
+def _record_table(records: list[dict[str, Any]], split: Split) -> Table:
+    table = Table(title=f"{split} records with the highest loss")
+    table.add_column("record", overflow="fold")
+    for name in ("loss", "targets"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for record in records:
+        table.add_row(plain_text(record["origin"]), f"{record['loss']:.4f}", f"{record['num_targets']:,}")
     return table

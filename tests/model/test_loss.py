@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from finetooth.model import loss as loss_module
 from finetooth.model.head_chunks import chunk_rows
-from finetooth.model.loss import LogitTransform, TrainedRows, head_loss, sft_loss
+from finetooth.model.loss import LogitTransform, TrainedRows, head_loss, sft_loss, target_losses
 
 
 def draw(num_targets: int, *, hidden: int = 6, vocabulary: int = 11) -> dict[str, torch.Tensor]:
@@ -113,6 +113,35 @@ def test_the_plain_reference_shifts_and_averages_over_targets():
     first = -F.log_softmax(logits[0, 0], -1)[2]
     second = -F.log_softmax(logits[0, 1], -1)[3]
     torch.testing.assert_close(loss, (first + 3 * second) / 4)
+
+
+@pytest.mark.parametrize("transform", [LogitTransform(), LogitTransform(3.0, 2.0)])
+@pytest.mark.parametrize("num_targets", [0, 1, 7, 23])
+def test_the_losses_of_targets_add_up_to_the_loss(
+    transform: LogitTransform, num_targets: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loss_module, "chunk_rows", lambda vocabulary, device_type: 7)
+    inputs = draw(num_targets)
+    loss_weights_N = inputs.pop("loss_weights_N")
+    losses_N = target_losses(**inputs, transform=transform)
+    assert not losses_N.requires_grad
+    for place in range(num_targets):
+        only = torch.zeros(num_targets, dtype=torch.float64)
+        only[place] = 1
+        alone = naive({**inputs, "loss_weights_N": only}, transform)
+        torch.testing.assert_close(losses_N[place], alone.detach(), rtol=1e-12, atol=0)
+    summed = head_loss(**inputs, loss_weights_N=loss_weights_N, transform=transform).detach()
+    torch.testing.assert_close((losses_N * loss_weights_N).sum(), summed, rtol=1e-12, atol=1e-15)
+
+
+def test_rows_that_stand_in_count_in_the_losses_of_targets():
+    inputs = draw(9)
+    del inputs["loss_weights_N"]
+    numbers_R, values_RD = torch.tensor([4, 1]), torch.randn(2, 6, dtype=torch.float64)
+    whole = {**inputs, "weight_VD": inputs["weight_VD"].detach().index_copy(0, numbers_R, values_RD)}
+    ours = target_losses(**inputs, rows=TrainedRows(numbers_R, values_RD))
+    torch.testing.assert_close(ours, target_losses(**whole), rtol=1e-12, atol=0)
+    assert not torch.allclose(ours, target_losses(**inputs)), "negative control"
 
 
 def test_the_plain_reference_is_zero_without_targets():

@@ -31,7 +31,7 @@ from finetooth.config.sources import describe_sources
 from finetooth.data.accounting import write_prepared
 from finetooth.data.cache import cache_folder, code_fingerprint, hash_of, is_sound, make_once
 from finetooth.data.formats.reading import is_prompt_response
-from finetooth.data.ledger import Counts
+from finetooth.data.ledger import Counts, Split
 from finetooth.data.masks.masking import RenderReport
 from finetooth.data.pieces import Piece, pieces_of
 from finetooth.data.records import DocumentSource
@@ -106,6 +106,16 @@ class PreparedData:
     def longest_document(self) -> int:
         """Tokens of the longest document to be trained or evaluated."""
         return max(int(store.lengths.max()) for store in (self.train, self.dev) if store is not None)
+
+    def documents_by_source(self, split: Split) -> dict[str, np.ndarray]:
+        """By the path of a source, as the settings name it: int64, its documents in the split's store."""
+        numbers: dict[str, list[np.ndarray]] = {}
+        begin = 0
+        for source in self.statistics[split]["sources"]:
+            end = begin + source["documents"]
+            numbers.setdefault(source["path"], []).append(np.arange(begin, end))
+            begin = end
+        return {path: np.concatenate(parts) for path, parts in numbers.items()}
 
 
 def prepare_data(

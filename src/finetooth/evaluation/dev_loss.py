@@ -105,8 +105,13 @@ def measure_loss(
     finally:
         policy.train(was_training)
     (loss_sum,) = ranks.sums([loss_sum])
+    require_finite(loss_sum)
+    total_loss_weight = float(documents.loss_weight_totals[numbers].sum())
+    return MeasuredLoss(loss_sum / total_loss_weight, total_loss_weight)
+
+
+def require_finite(loss_sum: float) -> None:
+    """Raises NonFiniteError where a loss is infinite or not a number."""
     if not math.isfinite(loss_sum):
         remedy = "the last updates broke the policy; train again with a lower training.learning_rate"
         raise NonFiniteError(problem("evaluation", f"the loss is {loss_sum}", remedy))
-    total_loss_weight = float(documents.loss_weight_totals[numbers].sum())
-    return MeasuredLoss(loss_sum / total_loss_weight, total_loss_weight)

@@ -86,18 +86,56 @@ def head_loss(
     Returns a scalar, float32 (float64 for float64 inputs). Without targets it is 0 and stays attached
     to the graph.
     """
-    device_type = hidden_ND.device.type
-    under_autocast = torch.is_autocast_enabled(device_type)
     options = _Options(
         transform=transform or LogitTransform(),
         gradient_scale=gradient_scale,
-        compute_dtype=torch.get_autocast_dtype(device_type) if under_autocast else hidden_ND.dtype,
+        compute_dtype=_compute_dtype(hidden_ND),
         take_gradients=torch.is_grad_enabled(),
         row_numbers_R=None if rows is None else rows.numbers_R,
     )
     rows_RD = None if rows is None else rows.values_RD
-    with torch.autocast(device_type, enabled=False):
+    with torch.autocast(hidden_ND.device.type, enabled=False):
         return _HeadLoss.apply(hidden_ND, weight_VD, bias_V, rows_RD, targets_N, loss_weights_N, options)  # pyright: ignore[reportReturnType]
+
+
+@torch.no_grad()
+def target_losses(
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    targets_N: torch.Tensor,
+    *,
+    rows: TrainedRows | None = None,
+    transform: LogitTransform | None = None,
+) -> torch.Tensor:
+    """The cross-entropy of each target, of which `head_loss` gives the weighted sum; no gradients.
+
+    Returns float32 [N] (float64 for float64 inputs).
+    """
+    options = _Options(
+        transform=transform or LogitTransform(),
+        gradient_scale=1.0,
+        compute_dtype=_compute_dtype(hidden_ND),
+        take_gradients=False,
+        row_numbers_R=None if rows is None else rows.numbers_R,
+    )
+    narrow_weight_VD = _narrow_weight(weight_VD, None if rows is None else rows.values_RD, options)
+    num_at_once = chunk_rows(weight_VD.shape[0], hidden_ND.device.type)
+    wide = torch.promote_types(options.compute_dtype, torch.float32)
+    losses_N = torch.empty(len(targets_N), dtype=wide, device=hidden_ND.device)
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        for start in range(0, len(targets_N), num_at_once):
+            chunk = slice(start, start + num_at_once)
+            narrow_hidden_ND = hidden_ND[chunk].to(options.compute_dtype)
+            losses_N1, _ = _chunk(narrow_hidden_ND, narrow_weight_VD, bias_V, targets_N[chunk], options)
+            losses_N[chunk] = losses_N1.squeeze(1)
+    return losses_N
+
+
+def _compute_dtype(hidden_ND: torch.Tensor) -> torch.dtype:
+    device_type = hidden_ND.device.type
+    under_autocast = torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if under_autocast else hidden_ND.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +166,7 @@ class _HeadLoss(torch.autograd.Function):
             wanted and options.take_gradients for wanted in ctx.needs_input_grad[:4]
         )
         # Casting here rather than outside lets the gradient of the head leave in its accumulation type.
-        narrow_weight_VD = weight_VD.to(options.compute_dtype)
-        if rows_RD is not None and options.row_numbers_R is not None:
-            narrow_rows_RD = rows_RD.to(options.compute_dtype)
-            narrow_weight_VD = narrow_weight_VD.index_copy(0, options.row_numbers_R, narrow_rows_RD)
+        narrow_weight_VD = _narrow_weight(weight_VD, rows_RD, options)
         hidden_gradient = torch.zeros_like(hidden_ND) if wants_hidden else None
         weight_gradient = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
         bias_gradient = torch.zeros_like(bias_V, dtype=wide) if wants_bias and bias_V is not None else None
@@ -175,6 +210,14 @@ class _HeadLoss(torch.autograd.Function):
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return *gradients, None, None, None
+
+
+def _narrow_weight(weight_VD: torch.Tensor, rows_RD: torch.Tensor | None, options: _Options) -> torch.Tensor:
+    """The head in the compute type, with the trained rows in place of its own."""
+    narrow_weight_VD = weight_VD.to(options.compute_dtype)
+    if rows_RD is None or options.row_numbers_R is None:
+        return narrow_weight_VD
+    return narrow_weight_VD.index_copy(0, options.row_numbers_R, rows_RD.to(options.compute_dtype))
 
 
 def _chunk(

@@ -20,7 +20,7 @@ from finetooth.data.records import IGNORED_LABEL
 from finetooth.model.attention import IMPLEMENTATION
 from finetooth.model.balance import balance_loss, balance_of
 from finetooth.model.dropout import KeyedDropout, ResidualDropout
-from finetooth.model.loss import LogitTransform, head_loss, sft_loss
+from finetooth.model.loss import LogitTransform, TrainedRows, head_loss, sft_loss, target_losses
 from finetooth.model.quiet import quiet_transformers
 from finetooth.model.recompute import Recompute, recompute_layers
 
@@ -132,6 +132,22 @@ class PolicyModel(nn.Module):
         assert self.balance is not None, "asked of a model whose config wants it"
         out = self._backbone(batch, output_router_logits=True)
         return balance_loss(out.router_logits, batch, self.balance)
+
+    @torch.no_grad()
+    def target_losses(self, batch: Batch) -> torch.Tensor:
+        """The cross-entropy of each target of a batch, in their order and without their loss weights.
+
+        Returns float32 [N]. The auxiliary loss of a mixture of experts is none of a target's.
+        """
+        head, rows = self._head()
+        return target_losses(
+            self._backbone(batch).last_hidden_state.flatten(0, 1)[batch.target_sources_N],
+            head.weight,
+            head.bias,
+            batch.targets_N,
+            rows=rows,
+            transform=self._logit_transform,
+        )
 
     def own_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """transformers' own mean loss of rows without padding, int [B, T]; −100 where nothing is a target.
@@ -266,18 +282,23 @@ class PolicyModel(nn.Module):
             return loss_sum
         return loss_sum + balance_loss(out.router_logits, batch, self.balance)
 
-    def _head_loss(self, hidden_BTD: torch.Tensor, batch: Batch, gradient_scale: float) -> torch.Tensor:
+    def _head(self) -> tuple[nn.Linear, TrainedRows | None]:
+        """The head, and the rows that an adapter trains in place of its own."""
         wrapped = self.model.get_output_embeddings()
         assert wrapped is not None, "load_policy refuses models without a head"
         head = self._plain(wrapped)
         assert isinstance(head, nn.Linear), "the head is a linear layer; load_policy refuses other models"
+        return head, self.adapter.trained_rows(wrapped) if self.adapter else None
+
+    def _head_loss(self, hidden_BTD: torch.Tensor, batch: Batch, gradient_scale: float) -> torch.Tensor:
+        head, rows = self._head()
         return head_loss(
             hidden_BTD.flatten(0, 1)[batch.target_sources_N],
             head.weight,
             head.bias,
             batch.targets_N,
             batch.loss_weights_N,
-            rows=self.adapter.trained_rows(wrapped) if self.adapter else None,
+            rows=rows,
             transform=self._logit_transform,
             gradient_scale=gradient_scale,
         )
