@@ -91,6 +91,15 @@ def test_without_an_exam_nothing_is_answered():
     assert not {"exact_match", "stop_rate", "num_answers"} & set(measured)
 
 
+def test_the_setting_decides_what_an_answer_is(run: Path):
+    plain = figures("run")["exact_match"]
+    first_letter = figures("run", "exact_match=regex:^.")["exact_match"]
+    lines = [json.loads(line) for line in (run / "samples" / "eval.jsonl").read_text().splitlines()]
+    assert first_letter == sum(line["generated"][:1] == line["reference"][:1] for line in lines) / len(lines)
+    assert first_letter > plain
+    assert figures("run", "exact_match=json:answer")["exact_match"] == 0
+
+
 def test_people_see_a_table():
     result = command("eval", "run")
     assert result.exit_code == 0

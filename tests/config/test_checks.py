@@ -99,6 +99,24 @@ def test_the_defaults_contradict_nothing():
             "give data.dev or leave exact_match out",
         ),
         (
+            {"evaluation__exact_match": "regex:(a"},
+            "evaluation.exact_match | evaluation.exact_match: '(a' is no pattern: missing ), unterminated "
+            "subpattern at position 0; write a regular expression as Python reads it",
+        ),
+        (
+            {"evaluation__exact_match": "regex:a{99999999999}"},
+            "evaluation.exact_match | evaluation.exact_match: 'a{99999999999}' is no pattern: the repetition "
+            "number is too large; write a regular expression as Python reads it",
+        ),
+        *(
+            (
+                {"evaluation__exact_match": found},
+                f"evaluation.exact_match | evaluation.exact_match: found the text '{found}'; write answer-tag, "
+                "plain, gsm8k, last-line, text such as regex:PATTERN, text such as json:FIELD or null",
+            )
+            for found in ("answer", "regex:", "json:", "regexp:a", "gsm8k:")
+        ),
+        (
             {"parallel__replicate": "across", "parallel__shard": "all"},
             "parallel.replicate | parallel.replicate: across needs shard: node, and shard is the text 'all'; "
             "write shard: node, or leave replicate out",
@@ -151,6 +169,8 @@ def test_a_contradiction_is_told(changes: dict[str, Any], complaint: str):
         {"data__template_args": {"a": [1.5, None, {"b": "ö"}]}},
         {"data__fields": {"prompt": "q", "response": "a"}, "data__format": "prompt-response"},
         {"data__dev": "dev.jsonl", "evaluation__exact_match": "answer-tag"},
+        {"evaluation__exact_match": "regex:(?i)the answer is: (.+)"},
+        {"evaluation__exact_match": "json:final answer"},
         {"data__dev": None},
     ],
 )

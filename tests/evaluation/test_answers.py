@@ -76,3 +76,66 @@ def test_two_numbers_are_equal_only_if_their_values_are(one: object, other: obje
     texts = [f"<answer>{value}</answer>" for value in (one, other)]
     assert is_exact_match(texts[0], texts[0], "answer-tag")
     assert is_exact_match(*texts, "answer-tag") == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("extractor", "text", "answer"),
+    [
+        ("gsm8k", "48/2 = 24\n#### 72", "72"),
+        ("gsm8k", "#### 1,072\nand so on", "1072"),
+        ("gsm8k", "#### 3\nno:\n####$4.50", "4.5"),
+        ("gsm8k", "#### -12", "-12"),
+        ("gsm8k", "####", ""),
+        ("gsm8k", "#### 72 apples", "72 apples"),
+        ("gsm8k", "### 72", None),
+        ("last-line", "So it is\n\n Lima \n\n", "Lima"),
+        ("last-line", "$1,000.0", "1000"),
+        ("last-line", " \n\n", None),
+        ("last-line", "", None),
+        (r"regex:answer is (\S+)", "The answer is 3, no, the answer is 1,000", "1000"),
+        (r"regex:\d+", "3 and 4", "4"),
+        (r"regex:(?i)YES|no", "no, Yes!", "Yes"),
+        (r"regex:a(b)?", "ab a", None),
+        (r"regex:(a)(b)", "ab", "a"),
+        (r"regex:: (.)", "x: y", "y"),
+        (r"regex:(?s)<a>(.*)</a>", "<a>\n1\n</a>", "1"),
+        (r"regex:\d+", "none", None),
+        ("json:city", '{"city": " Lima "}', "Lima"),
+        ("json:city", 'So:\n```json\n{"city": "Lima", "n": {"city": "Rome"}}\n```', "Lima"),
+        ("json:city", '{"city": "Rome"} no {"city": "Lima"}', "Lima"),
+        ("json:city", '{"city": "Rome"} no {"town": "Lima"}', None),
+        ("json:n", '{"n": 18.0}', "18"),
+        ("json:n", '{"n": "$1,800"}', "1800"),
+        ("json:n", '{"n": [1, {"b": 2, "a": null}]}', '[1, {"a": null, "b": 2}]'),
+        ("json:n", '{"n": true}', "true"),
+        ("json:n", '{"n": null}', None),
+        ("json:n", '{{"n": 3}', "3"),
+        ("json:n", '{"n": 3', None),
+        ("json:n", '[{"n": 3}]', "3"),
+        ("json:a b:c", '{"a b:c": "d"}', "d"),
+        ("json:n", '{"n":' * 5000, None),
+    ],
+)
+def test_the_answer_of_other_forms(extractor: str, text: str, answer: str | None):
+    assert extract_answer(text, extractor) == answer
+
+
+@pytest.mark.parametrize(
+    ("extractor", "generated", "reference", "equal"),
+    [
+        ("gsm8k", "I think\n#### 1072", "48+1024\n#### 1,072", True),
+        ("gsm8k", "I think\n#### 1073", "48+1024\n#### 1,072", False),
+        ("gsm8k", "It is 1072", "48+1024\n#### 1,072", False),
+        ("last-line", "First.\n72", "Other.\n72.0", True),
+        ("last-line", "72\nSo there.", "72", False),
+        (r"regex:answer: (\w)", "answer: B", "Well, answer: B", True),
+        (r"regex:answer: (\w)", "B", "answer: B", False),
+        (r"regex:answer: (\w)", "B", "B", False),
+        ("json:n", '{"n": {"a": 1, "b": 2}}', '{"n": {"b": 2, "a": 1}}', True),
+        ("json:n", '{"n": [1, 2]}', '{"n": [2, 1]}', False),
+        ("json:n", "{}", "{}", False),
+    ],
+)
+def test_answers_of_other_forms_are_compared(extractor: str, generated: str, reference: str, equal: bool):
+    """Equal answers that are no answers at all, and other answers, are the negative controls."""
+    assert is_exact_match(generated, reference, extractor) is equal

@@ -1,6 +1,7 @@
 """Checks settings: each value against its type and range, then the values against one another."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Set
 from functools import cache
 from typing import Any, NamedTuple
@@ -193,6 +194,18 @@ def _find_unanswerable(values: Mapping[str, Any]) -> list[Finding]:
     return [Finding(("evaluation.exact_match", "data.dev"), fact, "give data.dev or leave exact_match out")]
 
 
+def _find_broken_pattern(values: Mapping[str, Any]) -> list[Finding]:
+    kind, _, pattern = (values["evaluation.exact_match"] or "").partition(":")
+    if kind != "regex":
+        return []
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        fact = f"evaluation.exact_match: {pattern!r} is no pattern: {error}"
+        return [Finding(("evaluation.exact_match",), fact, "write a regular expression as Python reads it")]
+    return []
+
+
 def _find_unshared(values: Mapping[str, Any]) -> list[Finding]:
     shard, findings = values["parallel.shard"], list[Finding]()
     if values["parallel.replicate"] is not None and shard != "node":
@@ -285,6 +298,7 @@ CONTRADICTIONS: list[tuple[Set[str], Callable[[Mapping[str, Any]], list[Finding]
     ({"data.template_args"}, _find_unsendable_arguments),
     ({"data.train", "data.dev"}, _find_bad_sources),
     ({"evaluation.exact_match", "data.dev"}, _find_unanswerable),
+    ({"evaluation.exact_match"}, _find_broken_pattern),
     ({"parallel.shard", "parallel.replicate", "parallel.sum_gradients"}, _find_unshared),
     ({"adapter.type", "model.path"}, _find_adapter_without_base),
     ({"adapter.type", "parallel.shard"}, _find_shared_four_bits),

@@ -24,6 +24,11 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Names = Annotated[list[Text], Field(min_length=1)]
 OneGPU = Annotated[str, Field(pattern=r"^cuda:(0|[1-9][0-9]?)$", examples=["cuda:1"])]
+Extractor = (
+    Literal["answer-tag", "plain", "gsm8k", "last-line"]
+    | Annotated[str, Field(pattern=r"^regex:.", examples=["regex:PATTERN"])]
+    | Annotated[str, Field(pattern=r"^json:.", examples=["json:FIELD"])]
+)
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
@@ -266,8 +271,10 @@ class EvaluationConfig:
     train_documents: Count = 256
     """Size of the fixed sample of training documents on which train_loss is measured."""
 
-    exact_match: Literal["answer-tag", "plain"] | None = None
-    """Compare generated answers with the dev records': the text in the answer tag, or all of it (plain)."""
+    exact_match: Extractor | None = None
+    """Compare generated answers with the dev records': the text in the answer tag, all of it (plain), what
+    stands behind #### (gsm8k), the last line, what a pattern matches last (regex:PATTERN), or a field of the
+    last JSON object (json:FIELD). See docs/evaluation.md."""
 
     exact_match_records: Count = 64
     """Dev records answered at each evaluation during training; `finetooth eval` answers all."""

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetooth.base.devices import DeviceManager
+from finetooth.config.schema import Extractor
 from finetooth.data.records import Document, DocumentSource
 from finetooth.data.templates.template import Template
-from finetooth.evaluation.answers import Extractor, is_exact_match
+from finetooth.evaluation.answers import is_exact_match
 from finetooth.evaluation.generation import generate
 from finetooth.model.policy import PolicyModel
 

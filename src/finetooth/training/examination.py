@@ -11,10 +11,9 @@ from finetooth.base.devices import DeviceManager
 from finetooth.base.distributed import Ranks
 from finetooth.base.files import write_atomically
 from finetooth.base.stopping import CutShort
-from finetooth.config.schema import SFTConfig
+from finetooth.config.schema import Extractor, SFTConfig
 from finetooth.data.records import DocumentSource
 from finetooth.data.templates.template import Template
-from finetooth.evaluation.answers import Extractor
 from finetooth.evaluation.dev_loss import measure_losses, sample_documents
 from finetooth.evaluation.exact_match import Answered, answer_documents, share
 from finetooth.model.policy import PolicyModel
