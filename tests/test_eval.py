@@ -91,12 +91,10 @@ def test_without_an_exam_nothing_is_answered():
     assert not {"exact_match", "stop_rate", "num_answers"} & set(measured)
 
 
-def test_the_setting_decides_what_an_answer_is(run: Path):
-    plain = figures("run")["exact_match"]
-    first_letter = figures("run", "exact_match=regex:^.")["exact_match"]
-    lines = [json.loads(line) for line in (run / "samples" / "eval.jsonl").read_text().splitlines()]
-    assert first_letter == sum(line["generated"][:1] == line["reference"][:1] for line in lines) / len(lines)
-    assert first_letter > plain
+def test_the_setting_decides_what_an_answer_is():
+    """The end of a text is the same for all; no text of the run holds JSON, and few answers are right."""
+    assert figures("run", "exact_match=regex:$")["exact_match"] == 1
+    assert figures("run")["exact_match"] < 1
     assert figures("run", "exact_match=json:answer")["exact_match"] == 0
 
 

@@ -111,8 +111,9 @@ def test_the_defaults_contradict_nothing():
         *(
             (
                 {"evaluation__exact_match": found},
-                f"evaluation.exact_match | evaluation.exact_match: found the text '{found}'; write answer-tag, "
-                "plain, gsm8k, last-line, text such as regex:PATTERN, text such as json:FIELD or null",
+                "evaluation.exact_match | evaluation.exact_match: "
+                f"found the text '{found}'; write answer-tag, plain, gsm8k, last-line, "
+                "text such as regex:PATTERN, text such as json:FIELD or null",
             )
             for found in ("answer", "regex:", "json:", "regexp:a", "gsm8k:")
         ),

@@ -29,7 +29,7 @@ def extract_answer(text: str, extractor: Extractor) -> str | None:
     '1072'
     >>> extract_answer(" The capital of Peru is Lima.\\n", "plain")
     'The capital of Peru is Lima.'
-    >>> extract_answer("48 / 2 = 24\\n#### 1,072\\n", "gsm8k"), extract_answer("So:\\n\\nLima\\n", "last-line")
+    >>> extract_answer("#### 1,072\\n", "gsm8k"), extract_answer("So:\\n\\nLima\\n", "last-line")
     ('1072', 'Lima')
     >>> extract_answer("It is 4, no, it is 5.", r"regex:it is (\\d+)"), extract_answer('{"a": 1.0}', "json:a")
     ('5', '1')
