@@ -182,7 +182,7 @@ def figure_of(courses: Sequence[Course], axis: Axis) -> Figure | None:
     return Figure(
         axis=axis,
         height=panels[-1].top + panels[-1].height + _BELOW,
-        ticks=[Tick(_across(value, end), count(value)) for value in _even_ticks(0, end, 6) if value <= end],
+        ticks=[Tick(_across(value, end), count(value)) for value in _whole_ticks(end)],
         panels=panels,
         zones=list(_zones(runs, panels, axis, end)),
         described=f"{', '.join(panel.title for panel in panels)}, by {axis}",
@@ -269,6 +269,15 @@ def _even_ticks(low: float, high: float, most: int) -> list[float]:
     )
     first, last = math.floor(low / distance), math.ceil(high / distance)
     return [round(place * distance, 12) for place in range(first, last + 1)]
+
+
+def _whole_ticks(end: float) -> list[float]:
+    """Those of steps or tokens, of which there are no halves.
+
+    >>> _whole_ticks(3)
+    [0.0, 1.0, 2.0, 3.0]
+    """
+    return [value for value in _even_ticks(0, end, 6) if value <= end and value.is_integer()]
 
 
 def _lines(run: _Drawn, name: str, scale: _Scale, end: float, *, is_alone: bool) -> Iterator[Line]:
