@@ -110,9 +110,9 @@ class PreparedData:
     def documents_by_source(self, split: Split) -> dict[str, np.ndarray]:
         """By the path of a source, as the settings name it: int64, its documents in the split's store."""
         numbers: dict[str, list[np.ndarray]] = {}
-        begin = 0
+        begin: int = 0
         for source in self.statistics[split]["sources"]:
-            end = begin + source["documents"]
+            end = begin + int(source["documents"])
             numbers.setdefault(source["path"], []).append(np.arange(begin, end))
             begin = end
         return {path: np.concatenate(parts) for path, parts in numbers.items()}
