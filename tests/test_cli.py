@@ -130,7 +130,10 @@ def test_eval_takes_the_settings_it_is_given_or_those_of_the_run(replace_verb: A
     verb = Recorder({})
     replace_verb("evaluate", verb)
     assert run("eval", "base", "--limit", "5").exit_code == 0
-    assert (verb.arguments, verb.keywords) == (("base", None), {"limit": 5, "per_record": None, "of": "dev"})
+    assert (verb.arguments, verb.keywords) == (
+        ("base", None),
+        {"limit": 5, "per_record": None, "of": "dev", "out": None},
+    )
     assert run("eval", "base", "--config", "run.yaml", "dev=0.5").exit_code == 0
     assert verb.arguments[1].data.dev == 0.5
     (folder / "past").mkdir()

@@ -202,7 +202,8 @@ def test_an_old_demo_that_cannot_be_removed_is_told(tmp_path: Path, monkeypatch:
 
 
 def test_an_answer_does_not_drive_the_terminal():
-    answered = Answered("a:1", "\x1b[1mQ", "\x1b[2J gone", "r", stopped=True, exact_match=False)
+    texts = ("a:1", "\x1b[1mQ", "\x1b[2J gone", "r")
+    answered = Answered(*texts, stopped=True, exact_match=False, extracted=None, num_tokens=2, loops=False)
     figures = {f"{name}_{when}": 0.5 for name in ("exact_match", "stop_rate", "cloze") for when in WHEN}
     written = io.StringIO()
     module._show(Console(file=written, width=100), [answered], [answered], figures)

@@ -53,9 +53,21 @@ def test_every_dev_record_is_answered_and_the_answers_are_kept(run: Path):
         json.loads(line)["split"] == "dev" for line in (run / "ledger.jsonl").read_text().splitlines()
     )
     assert measured["num_answers"] == len(lines) == num_dev > 2
-    assert set(lines[0]) == {"origin", "prompt", "generated", "reference", "stopped", "exact_match"}
+    written = {"origin", "prompt", "generated", "reference", "stopped", "exact_match"}
+    assert set(lines[0]) == written | {"extracted", "num_tokens", "loops", "loss"}
+    assert measured["mean_answer_tokens"] == sum(line["num_tokens"] for line in lines) / len(lines)
+    assert measured["loop_rate"] == sum(line["loops"] for line in lines) / len(lines)
+    own = {each["origin"]: each["loss"] for each in figures("run", "--per-record", "99")["records"]}
+    assert {line["origin"]: line["loss"] for line in lines} == pytest.approx(own, rel=1e-6)
     assert measured["exact_match"] == sum(line["exact_match"] for line in lines) / len(lines)
     assert measured["stop_rate"] == sum(line["stopped"] for line in lines) / len(lines)
+
+
+def test_the_answers_of_any_model_go_to_a_file():
+    measured = figures("other", "--config", "run.yaml", "--out", "answers.jsonl", "--limit", "2")
+    lines = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+    assert len(lines) == measured["num_answers"] == 2
+    assert all(line["num_tokens"] <= 12 for line in lines)
 
 
 def test_a_limit_answers_so_many_and_measures_all(run: Path):
@@ -190,6 +202,11 @@ def test_people_see_records_and_sources_in_80_columns(mislabelled: str):
         (
             ["data.dev=null", "exact_match=null", "--per-record", "3"],
             "command line: --per-record: data.dev is null, so there are no dev records; add --of train\n",
+        ),
+        (
+            ["exact_match=null", "--out", "answers.jsonl"],
+            "command line: --out: evaluation.exact_match is null, so nothing is answered; "
+            "add exact_match=plain\n",
         ),
         (
             ["--of", "train"],

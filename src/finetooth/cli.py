@@ -320,6 +320,9 @@ def evaluate(
         Records | None,
         typer.Option(show_default=False, help="Whose records --per-record names; default: dev."),
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every answer to it, as JSON lines.")
+    ] = None,
     as_json: AsJson = False,
     offline: Offline = False,
 ) -> None:
@@ -333,7 +336,7 @@ def evaluate(
         from finetooth.evaluate import evaluate as run
 
         named = (of or Records.DEV).value
-        return run(target, settings, limit=limit, per_record=per_record, of=named, console=console)
+        return run(target, settings, limit=limit, per_record=per_record, of=named, out=out, console=console)
 
     run_verb(verb, as_json=as_json)
 

@@ -19,7 +19,7 @@ from finetooth.config.schema import SFTConfig
 from finetooth.data.ledger import Split
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.evaluation.dev_loss import sample_documents
-from finetooth.evaluation.exact_match import Answered, answer_documents, share
+from finetooth.evaluation.exact_match import Answered, answer_documents, answer_figures
 from finetooth.evaluation.speaker import knows_tokens, load_target
 from finetooth.evaluation.split_losses import SplitLosses, measure_splits
 from finetooth.model.load import refuse_misfits
@@ -35,12 +35,14 @@ def evaluate(
     limit: int | None = None,
     per_record: int | None = None,
     of: Split = "dev",
+    out: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Measures a policy on a run's records; returns the figures and prints them.
 
     target: a run directory or a model folder; config: default the run's own; limit: answer only so
     many of the dev records. Every answer goes to `samples/eval.jsonl` of a run directory.
+    out: a file that gets every answer, too.
     per_record: names so many records of the split `of`, those with the highest loss, as `records`.
     """
     console = console or Console(quiet=True)
@@ -50,6 +52,9 @@ def evaluate(
     if per_record is not None and of == "dev" and prepared.dev is None:
         fact, remedy = "--per-record: data.dev is null, so there are no dev records", "add --of train"
         raise ConfigError(problem("command line", fact, remedy))
+    if out is not None and config.evaluation.exact_match is None:
+        fact = "--out: evaluation.exact_match is null, so nothing is answered"
+        raise ConfigError(problem("command line", fact, "add exact_match=plain"))
     policy = _load(target, prepared, devices)
     losses = _losses(policy, prepared, config, devices, per_record is not None and of == "train", console)
     figures: dict[str, Any] = {"target": target}
@@ -57,11 +62,10 @@ def evaluate(
         figures |= part.figures()
     if config.evaluation.exact_match is not None and prepared.dev is not None:
         answered = _answers(policy, prepared, config, devices, limit, console)
-        figures |= {"exact_match": share(answered, "exact_match"), "stop_rate": share(answered, "stopped")}
-        figures["num_answers"] = len(answered)
-        if (Path(target) / "config.yaml").is_file():
-            lines = "".join(json.dumps(answer.as_line()) + "\n" for answer in answered)
-            write_atomically(Path(target) / "samples" / "eval.jsonl", lines.encode())
+        figures |= answer_figures(list(answered.values()))
+        dev = losses["dev"].losses
+        lines = [{**answer.as_line(), "loss": dev.over([number]).loss} for number, answer in answered.items()]
+        _keep(lines, [out, Path(target) / "samples" / "eval.jsonl" if _is_run(target) else None])
     console.print(_table(figures))
     if per_record is not None:
         figures["records"] = losses[of].highest(per_record)
@@ -70,10 +74,20 @@ def evaluate(
 
 
 def _own_config(target: str) -> SFTConfig:
-    path = Path(target) / "config.yaml"
-    if not path.is_file():
+    if not _is_run(target):
         raise ConfigError(problem("command line", f"{target} is no run directory", "add --config RUN.yaml"))
-    return load_config(path)
+    return load_config(Path(target) / "config.yaml")
+
+
+def _is_run(target: str) -> bool:
+    return (Path(target) / "config.yaml").is_file()
+
+
+def _keep(lines: list[dict[str, Any]], paths: list[Path | None]) -> None:
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    for path in paths:
+        if path is not None:
+            write_atomically(path, content)
 
 
 def _load(target: str, prepared: PreparedData, devices: DeviceManager) -> PolicyModel:
@@ -105,21 +119,25 @@ def _answers(
     devices: DeviceManager,
     limit: int | None,
     console: Console,
-) -> list[Answered]:
+) -> dict[int, Answered]:
+    """By the number of its document in dev, each answer."""
     assert prepared.dev is not None
     assert config.evaluation.exact_match is not None
-    numbers = sample_documents(prepared.dev, limit, seed=config.training.seed).tolist()
+    dev = prepared.dev
+    numbers = sample_documents(dev, limit, seed=config.training.seed).tolist()
+    asked = [number for number in numbers if dev.document(number).prompt_length]
     with _progress("answering", console) as advance:
-        return answer_documents(
+        answered = answer_documents(
             policy,
-            prepared.dev,
-            numbers=numbers,
+            dev,
+            numbers=asked,
             template=prepared.template,
             extractor=config.evaluation.exact_match,
             max_new_tokens=config.evaluation.max_new_tokens,
             devices=devices,
-            on_progress=lambda num_answered: advance(num_answered, len(numbers)),
+            on_progress=lambda num_answered: advance(num_answered, len(asked)),
         )
+    return dict(zip(asked, answered, strict=True))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from finetooth.base.devices import DeviceManager
 from finetooth.config.schema import DataConfig, ModelConfig, SFTConfig
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.evaluation import exact_match as module
-from finetooth.evaluation.exact_match import answer_documents, share
+from finetooth.evaluation.exact_match import answer_documents, answer_figures, share
 from finetooth.evaluation.generation import Generation
 
 CPU = DeviceManager("cpu", "fp32")
@@ -82,6 +82,9 @@ def test_the_last_turn_is_asked_with_its_history_and_compared(prepared: Prepared
         "reference": "The answer is four.",
         "stopped": True,
         "exact_match": True,
+        "extracted": "The answer is four.",
+        "num_tokens": len(prepared.tokenizer.encode_text("The answer is four.")),
+        "loops": False,
     }
     assert (second.reference, second.generated) == ("four", "two and …")
     assert (second.exact_match, second.stopped) == (False, False)
@@ -101,5 +104,21 @@ def test_a_policy_really_answers(prepared: PreparedData):
     assert all(one.generated or one.stopped for one in answered)
 
 
+def test_the_figures_of_answers(prepared: PreparedData, generated: Any):
+    loop = "two " * 20 + "…"
+    generated(prepared, "The answer is four.", loop)
+    encode = prepared.tokenizer.encode_text
+    assert answer_figures(answer(prepared, [0, 1])) == {
+        "exact_match": 0.5,
+        "stop_rate": 0.5,
+        "loop_rate": 0.0,  # the text ends in another character
+        "mean_answer_tokens": (len(encode("The answer is four.")) + len(encode(loop))) / 2,
+        "num_answers": 2,
+    }
+    generated(prepared, "The answer is four.", " two" * 20)
+    assert answer_figures(answer(prepared, [0, 1]))["loop_rate"] == 0.5
+
+
 def test_the_share_of_nothing_is_zero():
     assert share([], "exact_match") == 0
+    assert set(answer_figures([]).values()) == {0}

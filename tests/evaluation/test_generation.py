@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from finetooth.base.devices import DeviceManager
 from finetooth.evaluation import generation as module
-from finetooth.evaluation.generation import Generation, generate
+from finetooth.evaluation.generation import Generation, ends_in_loop, generate
 from finetooth.model.policy import PolicyModel
 
 CPU = DeviceManager("cpu", "fp32")
@@ -150,3 +150,24 @@ def test_an_answer_does_not_depend_on_its_neighbours():
     assert together[0] == alone
     assert len(together[1].token_ids) <= 4
     assert together[2] == Generation((), stopped=False)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "loops"),
+    [
+        ([], False),
+        ([7] * 15, False),
+        ([7] * 16, True),
+        ([7] * 16 + [1], False),
+        (list(range(16)), False),
+        ([1, 2, 3, 4, 5] * 3, False),  # three times, but fifteen tokens
+        ([5] + [1, 2, 3, 4, 5] * 3, True),
+        ([9] + [1, 2, 3, 4, 5] * 3, False),
+        (list(range(20)) * 3, True),
+        (list(range(20)) * 2, False),  # negative control: a text may say a thing twice
+        ([99, *list(range(20)) * 3], True),
+        ([*list(range(20)) * 3, 99], False),
+    ],
+)
+def test_an_answer_that_ends_in_a_loop_is_told(token_ids: list[int], loops: bool):
+    assert ends_in_loop(token_ids) is loops

@@ -8,14 +8,19 @@ from finetooth.base.devices import DeviceManager
 from finetooth.config.schema import Extractor
 from finetooth.data.records import Document, DocumentSource
 from finetooth.data.templates.template import Template
-from finetooth.evaluation.answers import is_exact_match
-from finetooth.evaluation.generation import generate
+from finetooth.evaluation.answers import extract_answer, is_exact_match
+from finetooth.evaluation.generation import ends_in_loop, generate
 from finetooth.model.policy import PolicyModel
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One prompt with what the policy wrote and what the record holds."""
+    """One prompt with what the policy wrote and what the record holds.
+
+    extracted:  what of the written counts as the answer; None where nothing does
+    num_tokens: how many tokens were written, without the stop token
+    loops:      whether they end in a loop, as `ends_in_loop` says
+    """
 
     origin: str
     prompt: str
@@ -23,6 +28,9 @@ class Answered:
     reference: str
     stopped: bool
     exact_match: bool
+    extracted: str | None
+    num_tokens: int
+    loops: bool
 
     def as_line(self) -> dict[str, Any]:
         """What a line of `samples/*.jsonl` holds."""
@@ -67,13 +75,30 @@ def answer_documents(
                 reference=reference,
                 stopped=generation.stopped,
                 exact_match=is_exact_match(generated, reference, extractor),
+                extracted=extract_answer(generated, extractor),
+                num_tokens=len(generation.token_ids),
+                loops=ends_in_loop(generation.token_ids),
             )
         )
     return answered
 
 
+def answer_figures(answered: Sequence[Answered]) -> dict[str, float]:
+    """exact_match, stop_rate, loop_rate: shares of the answers; mean_answer_tokens; num_answers.
+
+    All are 0 where nothing was asked.
+    """
+    return {
+        "exact_match": share(answered, "exact_match"),
+        "stop_rate": share(answered, "stopped"),
+        "loop_rate": share(answered, "loops"),
+        "mean_answer_tokens": sum(answer.num_tokens for answer in answered) / max(1, len(answered)),
+        "num_answers": len(answered),
+    }
+
+
 def share(answered: Sequence[Answered], field: str) -> float:
-    """The share of answers for which `exact_match` or `stopped` holds; 0 where nothing was asked."""
+    """The share of answers for which `exact_match`, `stopped` or `loops` holds; 0 where nothing was asked."""
     return sum(getattr(answer, field) for answer in answered) / max(1, len(answered))
 
 

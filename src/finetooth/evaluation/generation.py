@@ -11,6 +11,9 @@ from finetooth.base.devices import DeviceManager
 from finetooth.model.policy import PolicyModel
 
 ROWS_AT_ONCE = 64
+# An answer ends in a loop where one stretch is repeated at its end: so often, and over so many tokens.
+LOOP_TIMES = 3
+LOOP_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +122,19 @@ def until_stop(token_ids: Sequence[int], stop_token_ids: set[int]) -> Generation
         if token_id in stop_token_ids:
             return Generation(tuple(token_ids[:place]), stopped=True)
     return Generation(tuple(token_ids), stopped=False)
+
+
+def ends_in_loop(token_ids: Sequence[int]) -> bool:
+    """Whether the last tokens are one stretch repeated three times or more, over sixteen tokens at least.
+
+    The first repetition may be begun in its middle, where sixteen tokens are no whole number of stretches.
+
+    >>> ends_in_loop([5, 8] + [1, 2, 3, 4] * 4), ends_in_loop([1, 2, 3, 4] * 4 + [5]), ends_in_loop([7] * 15)
+    (True, False, False)
+    """
+    ids = list(token_ids)
+    for period in range(1, len(ids) // LOOP_TIMES + 1):
+        size = max(LOOP_TIMES * period, LOOP_TOKENS)
+        if size <= len(ids) and ids[len(ids) - size + period :] == ids[len(ids) - size : len(ids) - period]:
+            return True
+    return False
