@@ -101,3 +101,8 @@ def test_gsm8k_goes_the_whole_way(shared: Path, tmp_path: Path):
     ledger = [json.loads(line) for line in (tmp_path / "run" / "ledger.jsonl").read_text().splitlines()]
     assert len(ledger) == 7473
     assert {line["state"] for line in ledger} == {"kept"}
+
+
+def test_the_readme_leads_to_every_page():
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    assert pages <= set(re.findall(r"\]\(([^)#]+)\)", README))

@@ -58,7 +58,10 @@ def test_a_bare_key_means_the_only_setting_of_that_name(key: str, found: str | U
             ),
         ),
         ("model.lora_r", Unknown("model.lora_r: not a name used here", "write adapter.r")),
-        ("model.deepspeed", Unknown("model.deepspeed: not available in this version", "leave it out")),
+        (
+            "model.torch_compile",
+            Unknown("model.torch_compile: not available in this version", "leave it out"),
+        ),
         ("logging.zzzzzz", Unknown("logging.zzzzzz: unknown key", "the keys here are every, spikes")),
         (
             "zzzzzz",
@@ -86,7 +89,7 @@ def test_no_other_name_is_one_of_ours():
 @pytest.mark.parametrize("name", OTHER_NAMES)
 def test_every_setting_named_by_a_remedy_exists(name: str):
     named = re.findall(
-        r"\b(?:model|data|training|adapter|evaluation|checkpoints|logging)\.\w+", OTHER_NAMES[name]
+        r"\b(?:model|data|training|adapter|parallel|evaluation|checkpoints|logging)\.\w+", OTHER_NAMES[name]
     )
     assert OTHER_NAMES[name].startswith(("write ", "leave it out: "))
     assert [key for key in named if key not in SETTINGS] == []

@@ -56,6 +56,7 @@ _SAVED_MODULES = "write adapter.modules_to_save"
 _TRAINED_ROWS = (
     "write adapter.train_tokens, names of tokens; those that the template added are always trained"
 )
+_SHARED = "write parallel.shard: all, with which the processes of a run share one set of parameters"
 _TRACKING = "leave it out: metrics are written to metrics.jsonl in output_dir"
 
 OTHER_NAMES: dict[str, str] = {
@@ -111,7 +112,9 @@ OTHER_NAMES: dict[str, str] = {
     "dataset_split": _TRAIN,
     "dataset_text_field": _FIELDS,
     "datasets": _TRAIN,
+    "ddp_timeout": "write parallel.timeout, in seconds",
     "decay_lr": _SCHEDULER,
+    "deepspeed": _SHARED,
     "dev_file": _DEV,
     "dev_split": _DEV,
     "double_quantization": _QUANTISATION,
@@ -137,6 +140,7 @@ OTHER_NAMES: dict[str, str] = {
     "field_output": _FIELDS,
     "finetuning_type": _ADAPTER,
     "fp16": _PRECISION,
+    "fsdp": _SHARED,
     "global_batch": _BATCH,
     "grad_accum": _LAYOUT,
     "grad_accum_steps": _LAYOUT,
@@ -333,9 +337,7 @@ NOT_AVAILABLE = {
     "best_by",
     "compile",
     "ddp",
-    "deepspeed",
     "deterministic",
-    "fsdp",
     "label_smoothing",
     "load_in_8bit",
     "neftune_noise_alpha",
