@@ -25,6 +25,7 @@ from finetooth.model.adapters import adaptable_layers, read_adapter_config, star
 from finetooth.model.folders import load_folder
 from finetooth.model.load import load_policy
 from finetooth.model.policy import PolicyModel
+from finetooth.model.recompute import Recompute
 
 CPU = DeviceManager("cpu", "fp32")
 DOCUMENTS = random_documents(6)
@@ -181,6 +182,21 @@ def test_dropout_follows_documents_not_the_layout(base: Path):
     other_step, none = policy(batch_of(dropout_draw=(1, 3))), policy(batch_of())
     assert len({round(float(loss), 4) for loss in (packed, other_step, none)}) == 3
     torch.testing.assert_close(policy.eval()(batch_of(dropout_draw=(1, 2))), none, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("settings", KINDS, ids=str)
+@pytest.mark.parametrize("recompute", ["elementwise", "all"])
+def test_recomputing_keeps_the_bits(base: Path, settings: dict[str, Any], recompute: Recompute):
+    """Of what is dropped before an adapter, too."""
+    policy = adapted(base, lora_dropout=0.3, **settings).train()
+    batch, found = batch_of(dropout_draw=(1, 2)), {}
+    for each in ("nothing", recompute):
+        policy.set_recompute(each)
+        policy.zero_grad()
+        policy(batch).backward()
+        found[each] = gradients(policy)
+    assert found["nothing"].keys() == found[recompute].keys()
+    assert all(torch.equal(found["nothing"][name], found[recompute][name]) for name in found[recompute])
 
 
 def test_layers_and_residual_outputs_drop_apart(base: Path):

@@ -26,7 +26,8 @@ def compute(policy: PolicyModel, batch: Batch, recompute: Recompute) -> tuple[fl
     policy.zero_grad()
     policy.set_recompute(recompute)
     loss_sum = policy(batch)
-    loss_sum.backward()
+    with torch.autocast("cpu", enabled=False):
+        loss_sum.backward()
     return loss_sum.item(), gradients(policy)
 
 
@@ -54,6 +55,15 @@ def test_what_is_dropped_is_dropped_again(recompute: Recompute):
     policy.set_dropout(0.5)
     batch = collate([(0, 1, 2)], random_documents(3), dropout_draw=DROPPING)
     assert_same_bits(policy, batch, recompute)
+
+
+@pytest.mark.parametrize("recompute", ELSEWHERE)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_passes_in_16_bits_keep_their_bits(dtype: torch.dtype, recompute: Recompute):
+    policy = small_policy().train()
+    batch = collate([(0, 1, 2)], random_documents(3))
+    with torch.autocast("cpu", dtype=dtype):
+        assert_same_bits(policy, batch, recompute)
 
 
 @pytest.mark.parametrize("forgotten", ["attention", "dropout"])
