@@ -3,6 +3,7 @@
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.conftest import ROOT
@@ -48,6 +49,23 @@ def test_an_example_runs_and_its_commands_work(path: Path, checkout: Path):
 def test_the_page_names_every_example():
     named = {f"[{path.name}]({path.name})" for path in (ROOT / "examples").glob("*.yaml")}
     assert all(name in PAGE for name in named)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(checkout: Path, capsys: pytest.CaptureFixture[str]):
+    cells = json.loads((ROOT / "examples" / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+            assert cell["outputs"] == [], "what it shows is of one machine"
+    assert len(names["losses"]) == 36
+    assert names["losses"][-1] < 0.1 * names["losses"][0]
+    shown = capsys.readouterr().out
+    assert "<|im_start|>assistant\n⟦" in shown
+    assert "<|im_end|>⟧" in shown
+    assert (checkout / "runs/examples/notebook/model.safetensors").is_file()
+    assert "[notebook.ipynb](notebook.ipynb)" in PAGE
 
 
 @pytest.mark.slow
