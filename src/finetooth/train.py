@@ -151,14 +151,7 @@ def _train(
         result = trainer.train(run.stop)
         figures = _figures(trainer, result, state="finished" if result.stopped is None else "stopped")
         if result.stopped is None:
-            template = prepared.template
-            with ranks.doing("writing final/"):
-                facts = read_facts(output, config, summary=figures) if ranks.is_first else None
-                whole = "folder" if has_twin(policy.model) else "pt"
-                form = "adapter" if config.adapter.type else whole
-                card = model_card(facts, template, form=form) if facts else ""
-                save_final(output / "final", policy=policy, template=template, card=card, ranks=ranks)
-            print_line(console, f"policy: {output / 'final'}")
+            _write_policy(run, policy, prepared.template, figures)
         summary |= figures
     except FinetoothError as error:
         summary["problems"] = error.problems
@@ -172,6 +165,17 @@ def _train(
     if result.stopped is not None:
         _tell_of_stop(output, result, trainer.schedule.num_steps)
     return summary
+
+
+def _write_policy(run: _Run, policy: PolicyModel, template: Template, figures: dict[str, Any]) -> None:
+    config, ranks, output = run.config, run.ranks, Path(run.config.output_dir)
+    with ranks.doing("writing final/"):
+        facts = read_facts(output, config, summary=figures) if ranks.is_first else None
+        whole = "folder" if has_twin(policy.model) else "pt"
+        form = "adapter" if config.adapter.type else whole
+        card = model_card(facts, template, form=form) if facts else ""
+        save_final(output / "final", policy=policy, template=template, card=card, ranks=ranks)
+    print_line(run.console, f"policy: {output / 'final'}")
 
 
 def _report(output: Path, console: Console) -> None:

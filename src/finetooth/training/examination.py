@@ -15,7 +15,7 @@ from finetooth.config.schema import Extractor, SFTConfig
 from finetooth.data.records import DocumentSource
 from finetooth.data.templates.template import Template
 from finetooth.evaluation.dev_loss import measure_losses, sample_documents
-from finetooth.evaluation.exact_match import Answered, answer_documents, share
+from finetooth.evaluation.exact_match import Answered, answer_documents, answer_figures
 from finetooth.model.policy import PolicyModel
 from finetooth.training.parallel import whole_parameters
 
@@ -69,8 +69,7 @@ class Examination:
         if self.ranks.is_first:
             lines = "".join(json.dumps(answer.as_line()) + "\n" for answer in answered)
             write_atomically(self.samples / f"step-{step:06d}.jsonl", lines.encode())
-        shares = {"exact_match": share(answered, "exact_match"), "stop_rate": share(answered, "stopped")}
-        return figures | shares
+        return figures | answer_figures(answered)
 
     def _answer(
         self, dev: DocumentSource, template: Template, extractor: Extractor, is_asked: Callable[[], bool]
