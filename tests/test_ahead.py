@@ -1,6 +1,5 @@
 """Data is prepared beside the loading of libraries, and nothing else changes."""
 
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -66,14 +65,14 @@ def test_a_mistake_in_the_data_is_told_by_whoever_needs_it(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("why", ["ranks", "one core"])
+@pytest.mark.parametrize("why", ["2", "nonsense", "one core"])
 def test_beside_other_ranks_and_on_one_core_nothing_is_started(
     run_file: Path, started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch, why: str
 ):
-    if why == "ranks":
-        monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
-    else:
+    if why == "one core":
         monkeypatch.setattr(ahead.os, "cpu_count", lambda: 1)
+    else:
+        monkeypatch.setenv("WORLD_SIZE", why)
     with preparing_ahead(run_file, ()):
         pass
     assert started == []

@@ -15,7 +15,7 @@ def preparing_ahead(run_file: Path, overrides: Sequence[str]) -> Iterator[None]:
     What it says is not shown: whoever prepares again after it failed meets the same mistake, and tells it.
     It does nothing on one core, nor beside other ranks. At the end of the block the process is gone.
     """
-    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
     if not is_alone or (os.cpu_count() or 1) < 2:
         yield
         return
