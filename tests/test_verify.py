@@ -232,6 +232,7 @@ def test_two_processes_are_not_held_against_one_where_experts_are_balanced():
 
 def test_trial_runs_that_fail_or_find_no_room_say_so(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """A run that cannot be trained fails its rows; a disk without room for checkpoints skips them."""
+    prepare_data(load_config("run.yaml"))
     monkeypatch.setenv("WORLD_SIZE", "nonsense")
     monkeypatch.setattr("finetooth.verify.ranks_of_environment", lambda: ALONE)
     verdicts = verify(load_config("run.yaml"))["verdicts"][-2:]

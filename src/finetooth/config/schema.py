@@ -198,7 +198,7 @@ class TrainingConfig:
 
     precision: Literal["auto", "fp32", "bf16", "bf16-pure", "fp16"] = "auto"
     """Number format of the forward and backward pass; parameters stay in fp32, but for bf16-pure, which has
-    all in bf16 and rounds stochastically. Auto takes fp32, bf16 or fp16, whichever pays here."""
+    all in bf16 and rounds stochastically. Auto takes bf16 or fp16 on a GPU, fp32 elsewhere."""
 
     device: Literal["auto", "cuda", "mps", "cpu"] | OneGPU = "auto"
     """Where to train: auto (cuda, then mps, then cpu), cuda, one GPU of several (cuda:1), mps or cpu."""
