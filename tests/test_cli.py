@@ -129,19 +129,17 @@ def test_resume_takes_no_other_argument_for_its_value(replace_verb: Any, argumen
 def test_eval_takes_the_settings_it_is_given_or_those_of_the_run(replace_verb: Any, folder: Path):
     verb = Recorder({})
     replace_verb("evaluate", verb)
-    assert run("eval", "base", "--limit", "5").exit_code == 0
-    assert (verb.arguments, verb.keywords) == (
-        ("base", None),
-        {"limit": 5, "per_record": None, "of": "dev", "out": None},
-    )
-    assert run("eval", "base", "--config", "run.yaml", "dev=0.5").exit_code == 0
+    assert run("eval", "base", "--config", "run.yaml", "dev=0.5", "other", "--limit", "5").exit_code == 0
+    assert verb.arguments[0] == ["base", "other"]
+    assert verb.keywords == {"limit": 5, "per_record": None, "of": "dev", "out": None}
     assert verb.arguments[1].data.dev == 0.5
-    (folder / "past").mkdir()
+    (folder / "past" / "final").mkdir(parents=True)
     (folder / "run.yaml").rename(folder / "past" / "config.yaml")
-    assert run("eval", "past", "max_new_tokens=7").exit_code == 0
+    assert run("eval", "base", "past", "max_new_tokens=7").exit_code == 0
     assert verb.arguments[1].evaluation.max_new_tokens == 7
     result = run("eval", "base", "max_new_tokens=7")
-    assert (result.exit_code, result.stderr) == (2, "base/config.yaml: no such file; check the path\n")
+    sentence = "command line: base is no run directory; add --config RUN.yaml\n"
+    assert (result.exit_code, result.stderr) == (2, sentence)
 
 
 def test_compare_gathers_its_prompts(replace_verb: Any, folder: Path):
@@ -153,13 +151,19 @@ def test_compare_gathers_its_prompts(replace_verb: Any, folder: Path):
     )
     assert result.exit_code == 0
     assert verb.arguments == ("a", "b")
-    assert verb.keywords == {"prompts": ["first", "second", "third"], "max_new_tokens": 9}
+    assert verb.keywords == {
+        "prompts": ["first", "second", "third"],
+        "general": False,
+        "records": None,
+        "config": None,
+        "max_new_tokens": 9,
+    }
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "command line: no prompt; give --prompt TEXT or --prompts FILE\n"),
+        ([], "command line: no prompt; give --prompt TEXT or --prompts FILE, --general or --records N\n"),
         (
             ["--prompts", "none.txt"],
             "none.txt: cannot be read: No such file or directory; name a text file\n",

@@ -23,6 +23,7 @@ from finetooth.train import train
 from finetooth.training.trainer import SFTTrainer
 
 TOKENS = ["<SOU>", "<EOU>", "<SOA>", "<EOA>", "<SOT>", "<EOT>"]
+CHECKPOINT = "run/checkpoints/step-000004"
 KNOWN = 299  # rows that the base's tokenizer uses
 
 
@@ -45,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a finished run of the six-token template, whose base has no row to spare."""
     folder = tmp_path_factory.mktemp("tokens")
     with contextlib.chdir(folder):
-        write_run(folder, data={"template": "six-token"})
+        write_run(folder, data={"template": "six-token"}, checkpoints={"every": 2, "keep": 9})
         write_base(folder / "base", vocab_size=KNOWN)
         result = command("train", "run.yaml")
         assert result.exit_code == 0, result.output
@@ -95,11 +96,20 @@ def test_eval_measures_the_run_with_its_rows_and_the_base_with_new_ones(folder: 
     assert figures("base", "--config", "run.yaml")["dev_loss"] == pytest.approx(at_first, rel=1e-6)
 
 
+def test_eval_measures_a_checkpoint_with_its_rows(folder: Path):
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    in_training = next(line["dev_loss"] for line in lines if "dev_loss" in line and line["step"] == 4)
+    assert figures(CHECKPOINT)["dev_loss"] == pytest.approx(in_training, rel=1e-6)
+
+
 def test_rows_given_anew_would_be_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Negative control: a trained policy whose rows are the mean again has another loss."""
-    monkeypatch.setattr("finetooth.evaluate.knows_tokens", lambda target, template: False)
+    monkeypatch.setattr("finetooth.evaluation.judging.knows_tokens", lambda target, template: False)
     summary = read_json(folder / "run" / "summary.json")
     assert figures("run")["dev_loss"] != pytest.approx(summary["dev_loss"], rel=1e-4)
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    in_training = next(line["dev_loss"] for line in lines if "dev_loss" in line and line["step"] == 4)
+    assert figures(CHECKPOINT)["dev_loss"] != pytest.approx(in_training, rel=1e-4)
 
 
 def test_chat_and_compare_speak_with_the_tokens(folder: Path):

@@ -1,14 +1,14 @@
 """What commands are given: their options, and the settings and prompts that these name."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from finetooth.base.errors import ConfigError, problem
+from finetooth.base.errors import ConfigError, all_at_once, problem
 
 if TYPE_CHECKING:
     from finetooth.config.schema import SFTConfig
@@ -72,6 +72,13 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Settings that win over the file: learning_rate=1e-4"),
 ]
+Targets = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TARGET... [KEY=VALUE...]",
+        help="Run directories, checkpoints, model folders; settings that win over those of the run.",
+    ),
+]
 Target = Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory or model folder.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -114,11 +121,43 @@ def load_settings(run_file: Path, overrides: list[str] | None) -> "SFTConfig":
     return load_config(run_file, overrides or [])
 
 
-def load_for(target: str, config: Path | None, overrides: list[str] | None) -> "SFTConfig | None":
-    """The settings that `eval` was given; None leaves it to those the run was trained with."""
-    if config is None and not overrides:
-        return None
-    return load_settings(config or Path(target) / "config.yaml", overrides)
+def split_targets(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Targets and settings of a command line that holds both, each in their order.
+
+    A setting is KEY=VALUE. What holds a `=` otherwise is a target if it is there, or is plainly a path; else
+    it is taken for a setting that was misspelt.
+
+    >>> split_targets(["runs/a", "learning_rate=1e-4", "runs/lr=2", "lerning_rate=3"])
+    (['runs/a', 'runs/lr=2'], ['learning_rate=1e-4', 'lerning_rate=3'])
+    """
+    from finetooth.config.keys import find_setting
+
+    targets: list[str] = []
+    settings: list[str] = []
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        is_path = "/" in key or Path(argument).exists()
+        is_setting = equals and (isinstance(find_setting(key.strip()), str) or not is_path)
+        (settings if is_setting else targets).append(argument)
+    return targets, settings
+
+
+def load_for(targets: list[str], config: Path | None, overrides: list[str]) -> "SFTConfig":
+    """The settings that `eval` was given, or those of the first run among the targets.
+
+    Raises ConfigError with every mistake in targets and settings.
+    """
+    from finetooth.evaluation.targets import find_targets, settings_file
+
+    if not targets:
+        remedy = "name a run directory, a checkpoint of one, or a model folder"
+        raise ConfigError(problem("command line", "no target", remedy))
+    checks: list[Callable[[], object]] = [
+        lambda: find_targets(targets),
+        lambda: load_settings(config or settings_file(targets), overrides),
+    ]
+    _, settings = all_at_once(lambda check: check(), checks)
+    return cast("SFTConfig", settings)
 
 
 def read_prompts(path: Path) -> list[str]:

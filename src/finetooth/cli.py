@@ -27,11 +27,13 @@ from finetooth.arguments import (
     Resume,
     RunFile,
     Target,
+    Targets,
     What,
     load_for,
     load_settings,
     read_prompts,
     spell_out_resume,
+    split_targets,
     without_nproc,
 )
 from finetooth.base.errors import ConfigError, FinetoothError, problem
@@ -305,8 +307,7 @@ def verify(
 
 @app.command(name="eval")
 def evaluate(
-    target: Target,
-    overrides: Overrides = None,
+    targets: Targets,
     config: Annotated[
         Path | None, typer.Option(metavar="RUN.yaml", help="Settings; by default those of the run.")
     ] = None,
@@ -326,46 +327,70 @@ def evaluate(
     as_json: AsJson = False,
     offline: Offline = False,
 ) -> None:
-    """Measure losses, perplexity and answers."""
+    """Measure losses, perplexity and answers; of several targets, side by side."""
 
     def verb(console: "Console") -> dict[str, Any]:
         if of is not None and per_record is None:
             fact, remedy = "--of belongs to --per-record", "give both, or leave it out"
             raise ConfigError(problem("command line", fact, remedy))
-        settings = load_for(target, config, overrides)
+        names, overrides = split_targets(targets)
+        settings = load_for(names, config, overrides)
         from finetooth.evaluate import evaluate as run
 
         named = (of or Records.DEV).value
-        return run(target, settings, limit=limit, per_record=per_record, of=named, out=out, console=console)
+        return run(names, settings, limit=limit, per_record=per_record, of=named, out=out, console=console)
 
     run_verb(verb, as_json=as_json)
 
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="Run directory or model folder.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="Run directory or model folder.")],
+    first: Annotated[str, typer.Argument(metavar="A", help="Run directory, checkpoint or model folder.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Run directory, checkpoint or model folder.")],
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="A prompt; may be given several times.")
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A text file with one prompt per line.")
     ] = None,
+    general: Annotated[
+        bool, typer.Option("--general", help="Ask general prompts; tell how far B has moved from A.")
+    ] = False,
+    records: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Name N dev records that got better, N worse.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="RUN.yaml", help="Whose records; by default those of the run.")
+    ] = None,
     max_new_tokens: MaxNewTokens = 256,
     as_json: AsJson = False,
     offline: Offline = False,
 ) -> None:
-    """Answer the same prompts with two models, side by side."""
+    """Compare two models: answers side by side, what was forgotten, which records changed."""
 
     def verb(console: "Console") -> dict[str, Any]:
         texts = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
-        if not texts:
-            raise ConfigError(problem("command line", "no prompt", "give --prompt TEXT or --prompts FILE"))
+        if not texts and not general and records is None:
+            remedy = "give --prompt TEXT or --prompts FILE, --general or --records N"
+            raise ConfigError(problem("command line", "no prompt", remedy))
         if not all(text.strip() for text in texts):
             raise ConfigError(problem("command line", "an empty prompt", "give --prompt a text"))
+        if config is not None and records is None:
+            fact, remedy = "--config belongs to --records", "give both, or leave it out"
+            raise ConfigError(problem("command line", fact, remedy))
+        settings = None if records is None else load_for([first, second], config, [])
         from finetooth.compare import compare as run
 
-        return run(first, second, prompts=texts, max_new_tokens=max_new_tokens, console=console)
+        return run(
+            first,
+            second,
+            prompts=texts,
+            general=general,
+            records=records,
+            config=settings,
+            max_new_tokens=max_new_tokens,
+            console=console,
+        )
 
     run_verb(verb, as_json=as_json)
 

@@ -1,35 +1,45 @@
-"""The verb `eval`: losses, perplexities and answers of a run's policy or of any model."""
+"""The verb `eval`: losses, perplexities and answers of runs, checkpoints and any models."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.files import write_atomically
-from finetooth.base.terminal import plain_text
+from finetooth.base.terminal import print_line, progress
 from finetooth.config.load import load_config
 from finetooth.config.schema import SFTConfig
 from finetooth.data.ledger import Split
-from finetooth.data.preparation import PreparedData, prepare_data
-from finetooth.evaluation.dev_loss import sample_documents
-from finetooth.evaluation.exact_match import Answered, answer_documents, answer_figures
-from finetooth.evaluation.speaker import knows_tokens, load_target
+from finetooth.data.preparation import PreparedData
+from finetooth.evaluation.exact_match import Answered, answer_figures
+from finetooth.evaluation.judging import answer_dev, free_memory, make_ready, prepare_for
+from finetooth.evaluation.speaker import load_target
 from finetooth.evaluation.split_losses import SplitLosses, measure_splits
-from finetooth.model.load import refuse_misfits
+from finetooth.evaluation.targets import PLACE, Target, find_targets, settings_file
 from finetooth.model.policy import PolicyModel
-from finetooth.model.vocabulary import add_rows
-from finetooth.training.run_directory import told_time
+from finetooth.reporting.judged_tables import figures_table, records_table, side_by_side
+
+
+@dataclass(frozen=True, slots=True)
+class _Judgement:
+    """What every target is measured on, and how."""
+
+    prepared: PreparedData
+    config: SFTConfig
+    devices: DeviceManager
+    limit: int | None
+    per_record: int | None
+    of: Split
+    console: Console
 
 
 def evaluate(
-    target: str,
+    targets: str | Sequence[str],
     config: SFTConfig | None = None,
     *,
     limit: int | None = None,
@@ -38,132 +48,104 @@ def evaluate(
     out: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Measures a policy on a run's records; returns the figures and prints them.
+    """Measures policies on a run's records, one after the other; returns the figures and prints them.
 
-    target: a run directory or a model folder; config: default the run's own; limit: answer only so
-    many of the dev records. Every answer goes to `samples/eval.jsonl` of a run directory.
-    out: a file that gets every answer, too.
+    targets: run directories, checkpoints of runs, model folders, hub names or `.pt` files; of several,
+    `targets` holds the figures of each. config: default that of the first run among them.
+    limit: answer only so many of the dev records. Answers go to `samples/eval.jsonl` of a run directory.
+    out: a file that gets every answer, too; of several targets, each with its `target`.
     per_record: names so many records of the split `of`, those with the highest loss, as `records`.
+    Raises ConfigError, before anything is measured, with every target that cannot be.
     """
     console = console or Console(quiet=True)
-    config = config or _own_config(target)
+    names = [targets] if isinstance(targets, str) else list(targets)
+    judged = find_targets(names)
+    config = config or load_config(settings_file(names))
+    _require_answerable(config, per_record=per_record, of=of, out=out)
     devices = DeviceManager(config.training.device, config.training.precision)
-    prepared = prepare_data(config, console=console, now=told_time(Path(target)))
-    if per_record is not None and of == "dev" and prepared.dev is None:
+    prepared = prepare_for(judged, config, console=console)
+    how = _Judgement(prepared, config, devices, limit, per_record, of, console)
+    measured: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
+    try:
+        for target in judged:
+            figures, answers = _judge(target, how)
+            measured.append(figures)
+            lines += answers if len(judged) == 1 else [{"target": target.name, **line} for line in answers]
+    finally:
+        _show(measured, how)
+    if out is not None:
+        _keep(lines, out)
+    return measured[0] if len(judged) == 1 else {"targets": measured}
+
+
+def _require_answerable(config: SFTConfig, *, per_record: int | None, of: Split, out: Path | None) -> None:
+    problems: list[str] = []
+    if per_record is not None and of == "dev" and config.data.dev is None:
         fact, remedy = "--per-record: data.dev is null, so there are no dev records", "add --of train"
-        raise ConfigError(problem("command line", fact, remedy))
+        problems.append(problem(PLACE, fact, remedy))
     if out is not None and config.evaluation.exact_match is None:
         fact = "--out: evaluation.exact_match is null, so nothing is answered"
-        raise ConfigError(problem("command line", fact, "add exact_match=plain"))
-    policy = _load(target, prepared, devices)
-    losses = _losses(policy, prepared, config, devices, per_record is not None and of == "train", console)
-    figures: dict[str, Any] = {"target": target}
+        problems.append(problem(PLACE, fact, "add exact_match=plain"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _judge(target: Target, how: _Judgement) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The figures of a target, and a line for each of its answers."""
+    free_memory(how.devices)
+    policy = load_target(target, devices=how.devices)
+    make_ready(policy, target, how.prepared)
+    losses = _losses(policy, how)
+    figures: dict[str, Any] = {"target": target.name}
     for part in losses.values():
         figures |= part.figures()
-    if config.evaluation.exact_match is not None and prepared.dev is not None:
-        answered = _answers(policy, prepared, config, devices, limit, console)
+    lines: list[dict[str, Any]] = []
+    if how.config.evaluation.exact_match is not None and how.prepared.dev is not None:
+        answered = _answers(policy, how)
         figures |= answer_figures(list(answered.values()))
         dev = losses["dev"].losses
         lines = [{**answer.as_line(), "loss": dev.over([number]).loss} for number, answer in answered.items()]
-        _keep(lines, [out, Path(target) / "samples" / "eval.jsonl" if _is_run(target) else None])
-    console.print(_table(figures))
-    if per_record is not None:
-        figures["records"] = losses[of].highest(per_record)
-        console.print(_record_table(figures["records"], of))
-    return figures
+        if target.is_run and target.run is not None:
+            _keep(lines, target.run / "samples" / "eval.jsonl")
+    if how.per_record is not None:
+        figures["records"] = losses[how.of].highest(how.per_record)
+    return figures, lines
 
 
-def _own_config(target: str) -> SFTConfig:
-    if not _is_run(target):
-        raise ConfigError(problem("command line", f"{target} is no run directory", "add --config RUN.yaml"))
-    return load_config(Path(target) / "config.yaml")
+def _keep(lines: list[dict[str, Any]], path: Path) -> None:
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def _is_run(target: str) -> bool:
-    return (Path(target) / "config.yaml").is_file()
-
-
-def _keep(lines: list[dict[str, Any]], paths: list[Path | None]) -> None:
-    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    for path in paths:
-        if path is not None:
-            write_atomically(path, content)
-
-
-def _load(target: str, prepared: PreparedData, devices: DeviceManager) -> PolicyModel:
-    policy = load_target(target, devices=devices)
-    if not knows_tokens(target, prepared.template):
-        add_rows(policy, prepared.template)
-    refuse_misfits(policy, prepared.tokenizer, longest_document=prepared.longest_document)
-    return policy
-
-
-def _losses(
-    policy: PolicyModel,
-    prepared: PreparedData,
-    config: SFTConfig,
-    devices: DeviceManager,
-    whole_train: bool,
-    console: Console,
-) -> dict[Split, SplitLosses]:
-    with _progress("measuring", console) as advance:
+def _losses(policy: PolicyModel, how: _Judgement) -> dict[Split, SplitLosses]:
+    with progress("measuring", how.console) as advance:
         return measure_splits(
-            policy, prepared, config, devices=devices, whole_train=whole_train, on_progress=advance
-        )
-
-
-def _answers(
-    policy: PolicyModel,
-    prepared: PreparedData,
-    config: SFTConfig,
-    devices: DeviceManager,
-    limit: int | None,
-    console: Console,
-) -> dict[int, Answered]:
-    """By the number of its document in dev, each answer."""
-    assert prepared.dev is not None
-    assert config.evaluation.exact_match is not None
-    dev = prepared.dev
-    numbers = sample_documents(dev, limit, seed=config.training.seed).tolist()
-    asked = [number for number in numbers if dev.document(number).prompt_length]
-    with _progress("answering", console) as advance:
-        answered = answer_documents(
             policy,
-            dev,
-            numbers=asked,
-            template=prepared.template,
-            extractor=config.evaluation.exact_match,
-            max_new_tokens=config.evaluation.max_new_tokens,
-            devices=devices,
-            on_progress=lambda num_answered: advance(num_answered, len(asked)),
+            how.prepared,
+            how.config,
+            devices=how.devices,
+            whole_train=how.per_record is not None and how.of == "train",
+            on_progress=advance,
         )
-    return dict(zip(asked, answered, strict=True))
 
 
-@contextmanager
-def _progress(doing: str, console: Console) -> Iterator[Callable[[int, int], object]]:
-    """A bar on a terminal; gives what is told how much was done since the last call, and of how much."""
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(doing, total=None)
-        yield lambda done, total: progress.update(task, advance=done, total=total)
+def _answers(policy: PolicyModel, how: _Judgement) -> dict[int, Answered]:
+    with progress("answering", how.console) as advance:
+        return answer_dev(
+            policy, how.prepared, how.config, devices=how.devices, limit=how.limit, on_progress=advance
+        )
 
 
-def _table(figures: dict[str, Any]) -> Table:
-    table = Table(show_header=False)
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            for source, part in value.items():
-                table.add_row(plain_text(f"{name.removesuffix('_by_source')}, {source}"), f"{part:.4f}")
-        else:
-            table.add_row(name, plain_text(f"{value:.4f}" if isinstance(value, float) else str(value)))
-    return table
-
-
-def _record_table(records: list[dict[str, Any]], split: Split) -> Table:
-    table = Table(title=f"{split} records with the highest loss")
-    table.add_column("record", overflow="fold")
-    for name in ("loss", "targets"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for record in records:
-        table.add_row(plain_text(record["origin"]), f"{record['loss']:.4f}", f"{record['num_targets']:,}")
-    return table
+def _show(measured: Sequence[dict[str, Any]], how: _Judgement) -> None:
+    """Prints what was measured, also where a later target could not be; then the records of each."""
+    if len(measured) == 1:
+        how.console.print(figures_table(measured[0]))
+    else:
+        for table in side_by_side(measured, width=how.console.width):
+            how.console.print(table)
+    for figures in measured:
+        if "records" in figures:
+            if len(measured) > 1:
+                print_line(how.console, f"{figures['target']}:")
+            title = f"{how.of} records with the highest loss"
+            how.console.print(records_table(figures["records"], title))

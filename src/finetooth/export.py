@@ -16,6 +16,7 @@ from finetooth.data.templates.template import resolve_template
 from finetooth.data.tokenizer.tokenizer import load_tokenizer
 from finetooth.evaluation.dev_loss import sample_documents
 from finetooth.evaluation.speaker import load_target
+from finetooth.evaluation.targets import find_target, told_time
 from finetooth.model.legacy.reading import is_legacy
 from finetooth.reporting.model_card import model_card
 from finetooth.reporting.run_facts import read_facts
@@ -34,7 +35,7 @@ from finetooth.training.reloading import (
     distance,
     reload,
 )
-from finetooth.training.run_directory import told_time, write_json
+from finetooth.training.run_directory import write_json
 
 DType = Literal["fp32", "bf16", "fp16"]
 
@@ -172,7 +173,7 @@ def _verify(run: FinishedRun, out: Path, to: Form, dtype: DType, console: Consol
     documents = [source.document(number) for number in numbers.tolist()]
     expected, num_passed_over = renderings(prepared, config, documents, split=split)
     with console.status("Asking the policy …"):
-        policy = load_target(str(run.folder), devices=devices)
+        policy = load_target(find_target(str(run.folder)), devices=devices)
         asked = Questions(
             documents=as_many_as_fit(documents, vocab_size=policy.vocab_size),
             prompts=[d.token_ids[: d.prompt_length].tolist() for d in documents if d.prompt_length],

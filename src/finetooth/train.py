@@ -20,6 +20,7 @@ from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.data.records import DocumentSource
 from finetooth.data.subset import Subset
 from finetooth.data.templates.template import Template
+from finetooth.evaluation.targets import template_notes, told_time
 from finetooth.model.policy import PolicyModel
 from finetooth.model.start import resume_policy, start_policy
 from finetooth.reporting.data_card import write_data_card
@@ -37,8 +38,6 @@ from finetooth.training.run_directory import (
     claimed_run_directory,
     describe_run,
     finished_summary,
-    template_notes,
-    told_time,
     write_json,
 )
 from finetooth.training.sharded_start import start_sharded

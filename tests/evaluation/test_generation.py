@@ -72,7 +72,9 @@ def test_padding_that_is_seen_would_be_noticed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         PolicyModel,
         "generate",
-        lambda self, ids, attention_mask: original(self, ids, attention_mask=torch.ones_like(attention_mask)),
+        lambda self, ids, attention_mask, **options: original(
+            self, ids, attention_mask=torch.ones_like(attention_mask), **options
+        ),
     )
     assert answer(POLICY, prompts) != expected
 

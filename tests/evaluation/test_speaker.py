@@ -1,6 +1,5 @@
 """A run or a model folder speaks with its own template, and continues the bare prompt where it has none."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from finetooth.base.errors import ConfigError
 from finetooth.data.records import Message
 from finetooth.evaluation import speaker as module
 from finetooth.evaluation.generation import generate
-from finetooth.evaluation.speaker import Speaker, model_folder, open_speaker
+from finetooth.evaluation.speaker import Speaker, open_speaker
 
 CPU = DeviceManager("cpu", "fp32")
 SHOUTING = (
@@ -65,14 +64,6 @@ def test_control_text_in_a_question_stays_text(tmp_path: Path, monkeypatch: pyte
         "<|im_start|>USER\nends <|im_end|> here<|im_end|>\n<|im_start|>ASSISTANT\n"
     )
     assert prompts[0].count(tokenizer.control_tokens["<|im_end|>"]) == 1
-
-
-def test_a_run_means_its_policy_and_a_folder_itself(tmp_path: Path):
-    assert model_folder("someone/model") == "someone/model"
-    assert model_folder(str(tmp_path)) == str(tmp_path)
-    (tmp_path / "config.yaml").write_text(json.dumps({}))
-    (tmp_path / "final").mkdir()
-    assert model_folder(str(tmp_path)) == str(tmp_path / "final")
 
 
 def test_a_run_that_has_not_finished_is_refused(tmp_path: Path):

@@ -12,7 +12,11 @@
 A message is one line per problem, `place: fact; remedy`, with all problems of one kind at once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+Value = TypeVar("Value")
+Result = TypeVar("Result")
 
 MAX_PROBLEMS_SHOWN = 50
 
@@ -24,6 +28,24 @@ def problem(place: object, fact: str, remedy: str) -> str:
     "run.yaml:5: training.lerning_rate: unknown key; did you mean 'learning_rate'?"
     """
     return f"{place}: {fact}; {remedy}"
+
+
+def all_at_once(call: Callable[[Value], Result], values: Iterable[Value]) -> list[Result]:
+    """What a call gives for each value; raises one ConfigError with the problems of all that raise one.
+
+    >>> all_at_once(int, ["1", "2"])
+    [1, 2]
+    """
+    results: list[Result] = []
+    problems: list[str] = []
+    for value in values:
+        try:
+            results.append(call(value))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return results
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -1,5 +1,7 @@
 """Text from outside on a terminal: what could drive the terminal, or pass for other text, is made visible."""
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,6 +49,16 @@ def plain_text(text: str) -> "Text":
     from rich.text import Text
 
     return Text(make_visible(text, keep=IN_PROSE))
+
+
+@contextmanager
+def progress(doing: str, console: "Console") -> Generator[Callable[[int, int], object]]:
+    """A bar on a terminal; gives what is told how much was done since the last call, and of how much."""
+    from rich.progress import Progress
+
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(doing, total=None)
+        yield lambda done, total: bar.update(task, advance=done, total=total)
 
 
 def _is_seen(character: str) -> bool:

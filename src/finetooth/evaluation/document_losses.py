@@ -1,7 +1,7 @@
 """The loss of each document, computed many at a time; and the records whose loss is the highest."""
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +84,12 @@ def measure_documents(
 
 
 def highest_losses(losses: DocumentLosses, *, most: int) -> list[RecordLoss]:
-    """The records with the highest mean loss per target, highest first; of equal ones the first.
+    """The records with the highest mean loss per target, highest first; of equal ones the first."""
+    return heapq.nlargest(most, record_losses(losses), key=lambda record: record.loss)
+
+
+def record_losses(losses: DocumentLosses) -> Iterator[RecordLoss]:
+    """The mean loss per target of each record, in the order of their first documents.
 
     The mean is by loss weights, as everywhere. Records without a target have none.
     """
@@ -92,13 +97,10 @@ def highest_losses(losses: DocumentLosses, *, most: int) -> list[RecordLoss]:
     for number in losses.numbers.tolist():
         if losses.documents.num_targets[number]:
             by_origin.setdefault(str(losses.documents.document(number).origin), []).append(number)
-    records = (
-        RecordLoss(
+    for origin, numbers in by_origin.items():
+        yield RecordLoss(
             origin=origin,
             loss=losses.over(numbers).loss,
             num_targets=int(losses.documents.num_targets[numbers].sum()),
             documents=tuple(numbers),
         )
-        for origin, numbers in by_origin.items()
-    )
-    return heapq.nlargest(most, records, key=lambda record: record.loss)

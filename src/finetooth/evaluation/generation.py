@@ -3,14 +3,18 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from finetooth.base.devices import DeviceManager
+from finetooth.evaluation.roomy_cache import roomy_cache
 from finetooth.model.policy import PolicyModel
 
 ROWS_AT_ONCE = 64
+# Rows that have stopped are left behind when they are one of so many.
+_SHARE_LEFT_BEHIND = 8
 # An answer ends in a loop where one stretch is repeated at its end: so often, and over so many tokens.
 LOOP_TIMES = 3
 LOOP_TOKENS = 16
@@ -83,26 +87,61 @@ def _generate_rows(
     stop_token_ids: Sequence[int],
     devices: DeviceManager,
 ) -> list[Generation]:
+    """Answers rows together; those that have stopped are left behind as soon as they are many."""
     longest = max(map(len, rows))
-    pad = stop_token_ids[0]
-    input_ids = torch.tensor(
-        [[pad] * (longest - len(row)) + list(row) for row in rows], device=devices.device
-    )
-    attention_mask = torch.tensor(
-        [[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=devices.device
-    )
     room = getattr(policy.model.config, "max_position_embeddings", longest + max_new_tokens) - longest
     if room <= 0:
         return [Generation((), stopped=False)] * len(rows)
-    settings = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=min(max_new_tokens, room),
-        eos_token_id=list(stop_token_ids),
-        pad_token_id=pad,
-    )
-    with devices.autocast(), _only(settings, policy):
-        written = policy.generate(input_ids, attention_mask=attention_mask)
-    return [until_stop(row, set(stop_token_ids)) for row in written[:, longest:].tolist()]
+    end, device = longest + min(max_new_tokens, room), devices.device
+    pad = stop_token_ids[0]
+    ids_BT = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device)
+    mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    stops = torch.tensor(list(stop_token_ids), device=device)
+    cache = roomy_cache(policy.model)
+    answers: dict[int, Generation] = {}
+    going = list(range(len(rows)))
+    while going:
+        enough = [] if cache is None else [_EnoughHaveStopped(stops, len(going))]
+        settings = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=end - ids_BT.shape[1],
+            eos_token_id=list(stop_token_ids),
+            pad_token_id=pad,
+        )
+        with devices.autocast(), _only(settings, policy):
+            ids_BT = policy.generate(
+                ids_BT,
+                attention_mask=mask_BT,
+                past_key_values=cache,
+                stopping_criteria=StoppingCriteriaList(enough),
+            )
+        written = ids_BT[:, longest:]
+        goes_on_B = ~torch.isin(written, stops).any(dim=1) & (ids_BT.shape[1] < end)
+        for row, number, goes_on in zip(written.tolist(), going, goes_on_B.tolist(), strict=True):
+            if not goes_on:
+                answers[number] = until_stop(row, set(stop_token_ids))
+        kept = goes_on_B.nonzero()[:, 0]
+        going = [going[place] for place in kept.tolist()]
+        if going:
+            assert cache is not None, "without one, nothing ends a pass before all have stopped"
+            cache.reorder_cache(kept)
+            ids_BT = ids_BT[kept]
+            ones_BT = mask_BT.new_ones((len(going), ids_BT.shape[1] - mask_BT.shape[1]))
+            mask_BT = torch.cat([mask_BT[kept], ones_BT], dim=1)
+    return [answers[number] for number in range(len(rows))]
+
+
+class _EnoughHaveStopped(StoppingCriteria):
+    """Ends a pass when so many of its rows have stopped that going on without them pays."""
+
+    def __init__(self, stops: torch.Tensor, num_rows: int):
+        self._stops = stops
+        self._enough = max(1, num_rows // _SHARE_LEFT_BEHIND)
+        self._have_stopped_B = torch.zeros(num_rows, dtype=torch.bool, device=stops.device)
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        self._have_stopped_B |= torch.isin(input_ids[:, -1], self._stops)
+        return (self._have_stopped_B.sum() >= self._enough).expand(len(input_ids))
 
 
 @contextlib.contextmanager

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetooth.base.devices import DeviceManager
-from finetooth.base.errors import ConfigError, problem
+from finetooth.base.errors import ConfigError, FinetoothError, problem
+from finetooth.base.files import check_folder
 from finetooth.config.load import load_config
 from finetooth.config.schema import ModelConfig
+from finetooth.data.preparation import prepare_data
 from finetooth.data.records import Message
 from finetooth.data.templates.template import Template, encode_prompt, resolve_template
 from finetooth.data.tokenizer.tokenizer import load_tokenizer
-from finetooth.evaluation.generation import generate
+from finetooth.evaluation.generation import Generation, generate
+from finetooth.evaluation.targets import PLACE, Target, find_target, template_notes, told_time
 from finetooth.model.legacy.reading import is_legacy
 from finetooth.model.load import load_policy
 from finetooth.model.policy import PolicyModel
@@ -35,66 +38,82 @@ class Speaker:
 
     def reply(self, conversations: Sequence[Sequence[Message]], *, max_new_tokens: int) -> list[Reply]:
         """One answer per conversation; each ends with a user message."""
-        generations = generate(
+        prompts = [encode_prompt(self.template, messages) for messages in conversations]
+        return [self.in_words(one) for one in self.go_on(prompts, max_new_tokens=max_new_tokens)]
+
+    def go_on(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[Generation]:
+        """What it writes behind prompts of this template, as token ids."""
+        return generate(
             self.policy,
-            [encode_prompt(self.template, messages) for messages in conversations],
+            prompts,
             max_new_tokens=max_new_tokens,
             stop_token_ids=self.template.stop_token_ids,
             devices=self.devices,
         )
-        decode = self.template.tokenizer.decode
-        return [Reply(decode(list(one.token_ids)), one.stopped) for one in generations]
+
+    def in_words(self, generation: Generation) -> Reply:
+        """The text of what it wrote."""
+        return Reply(self.template.tokenizer.decode(list(generation.token_ids)), generation.stopped)
 
 
-def model_folder(target: str) -> str:
-    """The folder of a run's policy, or the target itself where it is no run directory.
+def open_speaker(name: str, *, devices: DeviceManager | None = None) -> Speaker:
+    """Loads a run's policy, a checkpoint of a run, or a base model, with its template.
 
-    Raises ConfigError for a run that has not finished.
+    Raises what `find_target`, `template_of` and `load_target` raise.
     """
-    path = Path(target)
-    if not (path / "config.yaml").is_file():
-        return target
-    if not (path / "final").is_dir():
-        fact = f"{path} has no final/"
-        raise ConfigError(problem("command line", fact, "finish the run with train --resume"))
-    return str(path / "final")
+    target, devices = find_target(name), devices or DeviceManager()
+    template = template_of(target)
+    return Speaker(load_target(target, devices=devices), template, devices)
 
 
-def load_target(target: str, *, devices: DeviceManager) -> PolicyModel:
-    """The policy of a run, on a base in 4 bits where it was trained on one, or the model of a folder."""
-    settings = Path(target) / "config.yaml"
-    adapter = load_config(settings).adapter.type if settings.is_file() else None
-    model = ModelConfig(path=model_folder(target))
-    return load_policy(model, devices=devices, place="command line", frozen_for=adapter)
+def template_of(target: Target) -> Template:
+    """The folder's own template, which for a run is that of its training.
+
+    Without one, the bare prompt is continued. Raises ConfigError for a `.pt` file, which has no tokenizer.
+    """
+    name = tokenizer_name(target)
+    if name is None:
+        command = f"finetooth export {target.name} --to folder --out FOLDER --tokenizer TOKENIZER"
+        remedy = f"write it as a folder with one: {command}"
+        raise ConfigError(problem(PLACE, f"{target.name} comes without a tokenizer", remedy))
+    if target.run is not None and not (target.run / "final").is_dir():
+        config = load_config(target.run / "config.yaml")
+        return prepare_data(config, now=told_time(target.run)).template
+    tokenizer = load_tokenizer(name, place=PLACE)
+    return resolve_template("auto" if tokenizer.chat_template is not None else "concat", tokenizer)
 
 
-def knows_tokens(target: str, template: Template) -> bool:
+def load_target(target: Target, *, devices: DeviceManager) -> PolicyModel:
+    """The policy of a target; one of a run on a base in 4 bits, where it was trained on one.
+
+    Raises ConfigError for a model that is absent or incomplete, FinetoothError for a damaged checkpoint.
+    """
+    if target.is_checkpoint and (damages := check_folder(Path(target.path))):
+        remedy = "restore it, or name another checkpoint"
+        raise FinetoothError(problem(target.path, f"damaged: {damage}", remedy) for damage in damages)
+    adapter = None if target.run is None else load_config(target.run / "config.yaml").adapter.type
+    return load_policy(ModelConfig(path=target.path), devices=devices, place=PLACE, frozen_for=adapter)
+
+
+def knows_tokens(target: Target, template: Template) -> bool:
     """Whether a run's policy or a model has its own rows for the tokens that the template added.
 
     A base model's tokenizer lacks them; that of a policy which was trained with the template has them.
     """
-    if not template.added_tokens:
+    added = set(template.added_tokens)
+    if target.is_checkpoint and target.run is not None:
+        added -= set(template_notes(target.run).get("added_tokens", ()))
+    if not added:
         return True
-    folder = model_folder(target)
-    if Path(folder).is_file():  # a .pt file, which holds no tokenizer
-        return False
-    tokenizer = load_tokenizer(folder, place="command line")
-    return tokenizer.control_tokens.keys() >= set(template.added_tokens)
+    name = tokenizer_name(target)
+    return name is not None and load_tokenizer(name, place=PLACE).control_tokens.keys() >= added
 
 
-def open_speaker(target: str, *, devices: DeviceManager | None = None) -> Speaker:
-    """Loads a run's policy or a base model.
-
-    The template is the folder's own, which for a run is that of its training; a folder without one
-    continues the bare prompt. Raises ConfigError for a `.pt` file, which has no tokenizer.
-    """
-    devices = devices or DeviceManager()
-    folder = model_folder(target)
-    if Path(folder).is_file() and is_legacy(folder):
-        command = f"finetooth export {target} --to folder --out FOLDER --tokenizer TOKENIZER"
-        remedy = f"write it as a folder with one: {command}"
-        raise ConfigError(problem("command line", f"{target} comes without a tokenizer", remedy))
-    tokenizer = load_tokenizer(folder, place="command line")
-    name = "auto" if tokenizer.chat_template is not None else "concat"
-    template = resolve_template(name, tokenizer)
-    return Speaker(load_target(target, devices=devices), template, devices)
+def tokenizer_name(target: Target) -> str | None:
+    """The folder or hub name of a target's tokenizer; None of a `.pt` file, which comes without one."""
+    if not target.is_checkpoint or target.run is None:
+        return None if is_legacy(target.path) and Path(target.path).is_file() else target.path
+    if (target.run / "final").is_dir():
+        return str(target.run / "final")
+    model = load_config(target.run / "config.yaml").model
+    return model.tokenizer or model.path

@@ -68,29 +68,31 @@ def in_short(number: float) -> str:
     return f"{number:g}"
 
 
-def shape_of(model: ModelConfig) -> ModelShape:
+def shape_of(model: ModelConfig, *, place: str | None = None) -> ModelShape:
     """The shape of a model that the settings name: a folder, hub name, `.pt` file or config.json.
 
-    Of a hub name config.json alone is fetched, if it is not in the cache. Raises ConfigError for a model that
-    is absent, an adapter, or not described by its config.json.
+    place: what names the model, for messages; default: the setting. Of a hub name config.json alone is
+    fetched, if it is not in the cache. Raises ConfigError for a model that is absent, an adapter, or not
+    described by its config.json.
     """
     if model.path is None:
         assert model.from_config is not None, "the config's validation asks for one of the two"
-        fields = _read_config(Path(model.from_config).expanduser(), "model.from_config")
-        return _shape(fields, None, "model.from_config")
+        place = place or "model.from_config"
+        return _shape(_read_config(Path(model.from_config).expanduser(), place), None, place)
+    place = place or "model.path"
     if _is_legacy(model.path):
         from finetooth.model.legacy.reading import examine_legacy  # its tables of layouts load torch
 
-        fields, num_parameters = examine_legacy(model.path, "model.path", config_path=model.from_config)
-        return _shape(fields, num_parameters, "model.path")
-    folder = _folder(model.path)
+        fields, num_parameters = examine_legacy(model.path, place, config_path=model.from_config)
+        return _shape(fields, num_parameters, place)
+    folder = _folder(model.path, place)
     if (folder / _ADAPTER_CONFIG).is_file():
         remedy = "merge it first: finetooth export RUN --to merged"
-        raise ConfigError(problem("model.path", f"{folder} is an adapter, not a model", remedy))
-    fields = _read_config(folder / "config.json", "model.path")
+        raise ConfigError(problem(place, f"{folder} is an adapter, not a model", remedy))
+    fields = _read_config(folder / "config.json", place)
     if any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)) or Path(model.path).is_dir():
-        return _shape(fields, examine_weight_files(folder, "model.path").num_elements, "model.path")
-    return _shape(fields, _num_parameters(fields), "model.path")
+        return _shape(fields, examine_weight_files(folder, place).num_elements, place)
+    return _shape(fields, _num_parameters(fields), place)
 
 
 def _is_legacy(name: str) -> bool:
@@ -100,12 +102,12 @@ def _is_legacy(name: str) -> bool:
     return path.suffix in _TORCH_ENDINGS
 
 
-def _folder(name: str) -> Path:
+def _folder(name: str, place: str) -> Path:
     if (path := Path(name).expanduser()).is_dir():
         return path
     from finetooth.base.hub import local_folder  # its libraries take longer to import than all else here
 
-    return local_folder(name, place="model.path", required=_CONFIG_FILES, patterns=_CONFIG_FILES)
+    return local_folder(name, place=place, required=_CONFIG_FILES, patterns=_CONFIG_FILES)
 
 
 def _read_config(path: Path, place: str) -> dict[str, Any]:

@@ -23,7 +23,6 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -93,18 +92,6 @@ def describe_run(
     write_json(path / "environment.json", _environment(devices) | {"template": template})
     write_json(path / "schedule.json", schedule)
     shutil.copyfile(ledger, path / "ledger.jsonl")
-
-
-def template_notes(path: Path) -> dict[str, Any]:
-    """What environment.json of a run says of its template; empty where there is none, or it says nothing."""
-    environment = path / "environment.json"
-    return json.loads(environment.read_bytes()).get("template", {}) if environment.is_file() else {}
-
-
-def told_time(path: Path) -> datetime | None:
-    """The time that a run's template tells; None where it tells none, or there is no run yet."""
-    told = template_notes(path).get("now")
-    return None if told is None else datetime.fromisoformat(told)
 
 
 def finished_summary(path: Path) -> dict[str, Any] | None:
