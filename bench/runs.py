@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from finetooth.model.flops import flops_per_token
 from work import Work
 
 FINETOOTH = "finetooth"
@@ -90,7 +90,7 @@ def figures(
     seconds = last - first
     useful = sum(run.num_tokens[warm_up:]) / seconds
     share_of_targets = sum(run.num_targets) / sum(run.num_tokens)
-    flops = useful * flops_per_token(work.config, run.lengths, share_of_targets, lora=work.lora)
+    flops = useful * flops_per_token(work.shape, run.lengths, share_of_targets, lora=work.lora)
     peak = peak_flops["fp32" if run.precision == "fp32" else "bf16"]
     busy = [share for moment, share in run.gpu_busy if first < moment <= last]
     return {
@@ -108,29 +108,6 @@ def figures(
         "gpu_busy": statistics.fmean(busy) if busy else None,
         "recompiles": sum(moment > first for moment in run.recompiled),
     }
-
-
-def flops_per_token(
-    config: Mapping[str, Any], lengths: Sequence[int], share_of_targets: float, *, lora: bool
-) -> float:
-    """Floating-point operations that training needs for a token of a document, none counted twice.
-
-    k · N_linear + k · V · h · (share of targets) + 6 · L · n_heads · d_head · Σℓ² / Σℓ, with k = 6 where all
-    parameters are trained and 4 where low-rank matrices are. N_linear: parameters of the layers' matrices;
-    ℓ: lengths of documents, within which attention is causal.
-
-    >>> config = {"hidden_size": 2, "intermediate_size": 3, "num_hidden_layers": 1, "num_attention_heads": 1,
-    ...           "num_key_value_heads": 1, "head_dim": 2, "vocab_size": 10}
-    >>> flops_per_token(config, [4, 4], 0.5, lora=False)  # 6 · (16 + 18) + 6 · 10 + 6 · 2 · 4
-    312.0
-    """
-    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
-    queries = config["num_attention_heads"] * config["head_dim"]
-    keys = config["num_key_value_heads"] * config["head_dim"]
-    linear = layers * hidden * (2 * queries + 2 * keys + 3 * config["intermediate_size"])
-    head = config["vocab_size"] * hidden * share_of_targets
-    attention = 6 * layers * queries * sum(length**2 for length in lengths) / sum(lengths)
-    return (4 if lora else 6) * (linear + head) + attention
 
 
 def summaries(all_figures: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float]]:

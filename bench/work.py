@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from finetooth.batching.order import epoch_order
+from finetooth.config.schema import ModelConfig
+from finetooth.model.shape import ModelShape, shape_of
 from processes import run_process
 
 SEED = 42
@@ -61,6 +63,11 @@ class Work:
     def config(self) -> dict[str, Any]:
         """The model's config.json, without what is common to all sizes."""
         return config_of(self.size)
+
+    @property
+    def shape(self) -> ModelShape:
+        """The sizes of the base model, read from its folder."""
+        return shape_of(ModelConfig(path=str(self.base)))
 
 
 def make_work(

@@ -209,16 +209,35 @@ def plan(
     gpu_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory of each GPU: 80GB. Default: what is here.")
     ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Try the run out for a minute or two; tell its memory and time.")
+    ] = False,
     as_json: AsJson = False,
     offline: Offline = False,
 ) -> None:
-    """Say what a run will do, and whether memory holds it."""
+    """Say what a run will do, whether memory holds it, and how long it takes."""
 
     def verb(console: "Console") -> dict[str, Any]:
-        config = load_settings(run_file, overrides)
-        from finetooth.plan import plan as run
+        # What --measure writes is removed when it is stopped, too.
+        with StopRequest().listening() if measure else nullcontext():
+            config = load_settings(run_file, overrides)
+            from finetooth.plan import plan as run
 
-        return run(config, world=world, gpu_memory=gpu_memory, console=console)
+            return run(config, world=world, gpu_memory=gpu_memory, measure=measure, console=console)
+
+    run_verb(verb, as_json=as_json)
+
+
+@app.command(hidden=True)
+def trial(run_file: RunFile, as_json: AsJson = False) -> None:
+    """Do once what a run does and tell what it takes; `plan --measure` starts it."""
+
+    def verb(console: "Console") -> dict[str, Any]:
+        config = load_settings(run_file, None)
+        with preparing_ahead(run_file, ()):  # as `train` does it
+            from finetooth.trial import trial as run
+
+            return run(config, console=console)
 
     run_verb(verb, as_json=as_json)
 

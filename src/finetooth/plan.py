@@ -1,6 +1,10 @@
-"""`finetooth plan`: what a run will do and hold, told from settings and documents; loads no parameters."""
+"""`finetooth plan`: what a run will do, hold and take, told from settings and documents, or from a trial.
+
+No parameters are loaded here; with `--measure` a process of its own loads them.
+"""
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,26 +13,29 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from finetooth.base.errors import ConfigError, problem
+from finetooth.base.errors import ConfigError, DeviceMemoryError, problem
 from finetooth.base.machine import Machine, gigabytes, this_machine
+from finetooth.base.product_rate import product_rate
 from finetooth.base.terminal import print_line
 from finetooth.batching.largest import LargestPass, largest_pass
 from finetooth.batching.packing import (
     Layout,
     Row,
     document_costs,
-    forward_passes,
     lay_out,
     layout_of,
 )
-from finetooth.batching.row_lengths import padded_length, row_lengths
+from finetooth.batching.row_lengths import num_places, row_lengths
 from finetooth.batching.schedule import Schedule, schedule_of
 from finetooth.config.schema import SFTConfig
 from finetooth.config.sources import describe_sources
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.model.shape import ModelShape, shape_of
 from finetooth.reporting.summary import summary_data, summary_remarks
+from finetooth.reporting.time_view import measured_rows, measured_time, rough_row, rough_time
+from finetooth.training.duration import Rough, rough_duration, weigh_steps
 from finetooth.training.footprint import KEPT, ComputedIn, Footprint, Recompute, footprint
+from finetooth.training.trial_process import Trial, run_trial
 
 _STEPS_LOOKED_AT = 100
 _WIDTH_OF_NAMES = 14
@@ -70,15 +77,76 @@ class _Memory:
         return self.parts.total <= self.available
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is known of a run before anything is loaded.
+
+    among: the lengths that rows are padded to. is_here: whether it is one process on this machine's device
+    """
+
+    config: SFTConfig
+    prepared: PreparedData
+    schedule: Schedule
+    shape: ModelShape
+    layout: Layout
+    among: Sequence[int]
+    world: int
+    device_type: str
+    is_here: bool
+    load: _Load
+    largest: LargestPass
+    memory: _Memory
+
+
 def plan(
-    config: SFTConfig, *, world: int = 1, gpu_memory: str | None = None, console: Console
+    config: SFTConfig,
+    *,
+    world: int = 1,
+    gpu_memory: str | None = None,
+    measure: bool = False,
+    console: Console,
 ) -> dict[str, Any]:
-    """Prints documents, steps, rows, load and memory of a run; returns the same as one JSON object.
+    """Prints documents, steps, rows, load, memory and time of a run; returns the same as one JSON object.
 
     world: how many ranks share the run. gpu_memory: what each of their GPUs has, such as "80GB"; default:
-    what this machine has. Memory is an estimate, to about a fifth. Raises ConfigError and DataError as
-    `prepare_data` does, and ConfigError for a model that is absent.
+    what this machine has. Memory is an estimate, to about a fifth, and time is told roughly, where it can be.
+    measure: a process of its own does once what the run does, which tells the memory and time of the run.
+    Raises ConfigError and DataError as `prepare_data` does, ConfigError for a model that is absent, and with
+    `measure` DeviceMemoryError where memory does not hold the run.
     """
+    if measure:
+        _refuse_others(world, gpu_memory)
+    planned = _look_ahead(config, world, gpu_memory, console)
+    trial = _trial(planned, console) if measure else None
+    rough = _rough(planned) if trial is None else None
+    warnings = _warnings(planned, is_tried=trial is not None)
+    rows = _rows(planned)
+    rows += measured_rows(trial) if trial else [rough_row(rough)] if rough else []
+    for name, text in rows:
+        print_line(console, f"{name:<{_WIDTH_OF_NAMES}}{text}")
+    for line in (*summary_remarks(planned.prepared, config), *warnings):
+        print_line(console, line)
+    memory = planned.memory
+    return {
+        "data": summary_data(planned.prepared),
+        "schedule": planned.schedule.describe(),
+        "world": world,
+        "load": dataclasses.asdict(planned.load),
+        "largest_pass": {"step": planned.largest.step, "tokens": planned.largest.num_tokens},
+        "memory": {
+            **dataclasses.asdict(memory.parts),
+            "total": memory.parts.total,
+            "available": memory.available,
+            "fits": memory.fits or trial is not None,
+            "recompute": memory.recompute,
+            "measured": trial.peak_memory if trial else None,
+        },
+        "time": measured_time(trial) if trial else rough_time(rough) if rough else None,
+        "warnings": warnings,
+    }
+
+
+def _look_ahead(config: SFTConfig, world: int, gpu_memory: str | None, console: Console) -> _Plan:
     machine = this_machine()
     available, device_type = _available(machine, gpu_memory)
     shape = shape_of(config.model)
@@ -86,30 +154,62 @@ def plan(
     schedule = schedule_of(config.training, prepared.train_documents)
     layout = layout_of(config.training)
     among = row_lengths(schedule, layout, device_type=device_type, world_size=world)
-    load = _load(schedule, layout, world, among)
     largest = largest_pass(schedule, layout, world_size=world)
-    pass_tokens = _places(schedule, largest.rows, layout, among)
-    memory = _memory(config, shape, pass_tokens, world=world, available=available, device_type=device_type)
-    warnings = _warnings(config, schedule, load, memory, world)
-    for name, text in _rows(config, prepared, schedule, load, largest, memory, world):
-        print_line(console, f"{name:<{_WIDTH_OF_NAMES}}{text}")
-    for line in (*summary_remarks(prepared, config), *warnings):
-        print_line(console, line)
-    return {
-        "data": summary_data(prepared),
-        "schedule": schedule.describe(),
-        "world": world,
-        "load": dataclasses.asdict(load),
-        "largest_pass": {"step": largest.step, "tokens": largest.num_tokens},
-        "memory": {
-            **dataclasses.asdict(memory.parts),
-            "total": memory.parts.total,
-            "available": available,
-            "fits": memory.fits,
-            "recompute": memory.recompute,
-        },
-        "warnings": warnings,
-    }
+    pass_tokens = num_places(largest.rows, schedule.lengths, layout, among)
+    pass_targets = int(schedule.num_targets[[document for row in largest.rows for document in row]].sum())
+    needs = _Needs(config, shape, pass_tokens, pass_targets, world, device_type)
+    memory = _memory(needs, available)
+    return _Plan(
+        config=config,
+        prepared=prepared,
+        schedule=schedule,
+        shape=shape,
+        layout=layout,
+        among=among,
+        world=world,
+        device_type=device_type,
+        is_here=world == 1 and gpu_memory is None,
+        load=_load(schedule, layout, world, among),
+        largest=largest,
+        memory=memory,
+    )
+
+
+def _refuse_others(world: int, gpu_memory: str | None) -> None:
+    """What is measured is one process, on this machine."""
+    given = {"--world": world > 1, "--gpu-memory": gpu_memory is not None}
+    problems = [
+        problem("--measure", "measures one process of this machine", f"leave out {option} or --measure")
+        for option, is_given in given.items()
+        if is_given
+    ]
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        problems.append(problem("environment", "several processes measure", "start plan as one process"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _trial(planned: _Plan, console: Console) -> Trial:
+    memory = planned.memory
+    if memory.parts.parameters > memory.available:
+        sizes = f"{gigabytes(memory.parts.parameters)}, and {gigabytes(memory.available)} are free"
+        raise DeviceMemoryError(problem("memory", f"the parameters alone take {sizes}", _FITTING))
+    with console.status("Trying the run out …"):
+        return run_trial(planned.config)
+
+
+def _rough(planned: _Plan) -> Rough | None:
+    """Told for this machine's processor in float32, whose rate is known without loading torch."""
+    config, schedule, dev = planned.config, planned.schedule, planned.prepared.dev
+    is_fp32 = config.training.precision in ("auto", "fp32")
+    if not planned.is_here or planned.device_type != "cpu" or not is_fp32:
+        return None
+    num_sampled = min(config.evaluation.train_documents, schedule.num_documents)
+    evaluated = int(schedule.lengths.mean() * num_sampled) + (int(dev.lengths.sum()) if dev else 0)
+    weighed = weigh_steps(
+        schedule, planned.layout, planned.shape, among=planned.among, lora=config.adapter.type is not None
+    )
+    return rough_duration(weighed, config, schedule, evaluated_tokens=evaluated, rate=product_rate())
 
 
 def _available(machine: Machine, gpu_memory: str | None) -> tuple[int, str]:
@@ -126,55 +226,55 @@ def _available(machine: Machine, gpu_memory: str | None) -> tuple[int, str]:
 def _load(schedule: Schedule, layout: Layout, world: int, among: Sequence[int]) -> _Load:
     count = min(schedule.num_steps, _STEPS_LOOKED_AT)
     numbers = np.unique(np.linspace(1, schedule.num_steps, count).astype(int)).tolist()
-    num_rows, num_tokens, num_places, imbalances = 0, 0, 0, list[float]()
+    num_rows, num_tokens, places, imbalances = 0, 0, 0, list[float]()
     for step in map(schedule.step, numbers):
         ranks = lay_out(step.documents, schedule.lengths[step.documents], layout=layout, world_size=world)
         costs = [int(_costs(schedule, of_rank).sum()) for of_rank in ranks]
         imbalances.append(max(costs) * world / sum(costs))
         num_rows = max(num_rows, len(ranks[0]))
         num_tokens += step.num_tokens
-        num_places += sum(_places(schedule, of_rank, layout, among) for of_rank in ranks)
+        places += sum(num_places(of_rank, schedule.lengths, layout, among) for of_rank in ranks)
     mean_tokens = num_tokens / len(numbers) / world
-    return _Load(num_rows, num_tokens / num_places, float(np.mean(imbalances)), mean_tokens)
+    return _Load(num_rows, num_tokens / places, float(np.mean(imbalances)), mean_tokens)
 
 
 def _costs(schedule: Schedule, rows: Sequence[Row]) -> np.ndarray:
     return document_costs(schedule.lengths[[document for row in rows for document in row]])
 
 
-def _places(schedule: Schedule, rows: list[Row], layout: Layout, among: Sequence[int]) -> int:
-    """Tokens that a rank's passes compute, padding included; among: the lengths that rows have."""
-    passes = forward_passes(rows, layout.rows_at_once)
-    return sum(len(of_pass) * padded_length(of_pass, schedule.lengths, among) for of_pass in passes)
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """What memory depends on; pass_tokens, pass_targets: of the largest forward pass, padding included."""
+
+    config: SFTConfig
+    shape: ModelShape
+    pass_tokens: int
+    pass_targets: int
+    world: int
+    device_type: str
 
 
-def _memory(
-    config: SFTConfig,
-    shape: ModelShape,
-    pass_tokens: int,
-    *,
-    world: int,
-    available: int,
-    device_type: str,
-) -> _Memory:
+def _memory(needs: _Needs, available: int) -> _Memory:
     """With the first of what may be computed again that memory holds, or else the last."""
-    chosen = config.training.recompute
-    ladder: list[Recompute] = list(KEPT) if chosen == "auto" else [chosen]
-    precision: ComputedIn = "bf16" if device_type == "cuda" else "fp32"
-    if config.training.precision != "auto":
-        precision = config.training.precision
+    training = needs.config.training
+    ladder: list[Recompute] = list(KEPT) if training.recompute == "auto" else [training.recompute]
+    precision: ComputedIn = "bf16" if needs.device_type == "cuda" else "fp32"
+    if training.precision != "auto":
+        precision = training.precision
     memory: _Memory | None = None
     for recompute in ladder:
         parts = footprint(
-            shape,
-            config.training,
-            config.adapter,
+            needs.shape,
+            training,
+            needs.config.adapter,
             precision=precision,
-            device_type=device_type,
-            pass_tokens=pass_tokens,
+            device_type=needs.device_type,
+            pass_tokens=needs.pass_tokens,
+            pass_targets=needs.pass_targets,
             recompute=recompute,
+            background=needs.config.checkpoints.background,
         )
-        memory = _Memory(_shared(parts, config, world), available, recompute)
+        memory = _Memory(_shared(parts, needs.config, needs.world), available, recompute)
         if memory.fits:
             break
     assert memory is not None, "there is always one to try"
@@ -192,30 +292,25 @@ def _shared(parts: Footprint, config: SFTConfig, world: int) -> Footprint:
     )
 
 
-def _warnings(config: SFTConfig, schedule: Schedule, load: _Load, memory: _Memory, world: int) -> list[str]:
+def _warnings(planned: _Plan, *, is_tried: bool) -> list[str]:
+    """is_tried: whether memory was seen to hold it, whatever the estimate says."""
     warnings: list[str] = []
-    row_tokens = config.training.row_tokens
+    world, load, memory = planned.world, planned.load, planned.memory
+    row_tokens = planned.config.training.row_tokens
     if world > 1 and load.tokens < row_tokens:
         fact = f"a step gives each of {world:,} ranks {load.tokens:,.0f} tokens"
         fact, remedy = f"{fact}, less than a row of {row_tokens:,}", "use fewer ranks, or larger steps"
         warnings.append(problem("training.global_batch_size", fact, remedy))
-    if not memory.fits:
+    if not memory.fits and not is_tried:
         needed, available = gigabytes(memory.parts.total), gigabytes(memory.available)
         warnings.append(problem("memory", f"about {needed} are needed, and {available} are free", _FITTING))
     return warnings
 
 
-def _rows(
-    config: SFTConfig,
-    prepared: PreparedData,
-    schedule: Schedule,
-    load: _Load,
-    largest: LargestPass,
-    memory: _Memory,
-    world: int,
-) -> list[tuple[str, str]]:
+def _rows(planned: _Plan) -> list[tuple[str, str]]:
     """What is printed: names, and what they are."""
-    counts = prepared.counts["train"]
+    schedule, load, memory, world = planned.schedule, planned.load, planned.memory, planned.world
+    counts, sources = planned.prepared.counts["train"], describe_sources(planned.config.data.train)
     described: Any = schedule.describe()
     share = described["num_targets"] / described["num_tokens"]
     per_step = schedule.num_documents / schedule.steps_per_epoch
@@ -223,13 +318,16 @@ def _rows(
     documents = f"{schedule.num_documents:,}, the longest of {described['longest_document']:,} tokens"
     steps = f"{schedule.num_steps:,}, {schedule.steps_per_epoch:,} per epoch, {per_step:,.1f} documents each"
     return [
-        ("records", f"{describe_sources(config.data.train)}: {counts.kept:,} kept of {counts.records:,}"),
+        (
+            "records",
+            f"{sources}: {counts.kept:,} kept of {counts.records:,}",
+        ),
         ("documents", documents),
         ("tokens", f"{described['num_tokens']:,} per epoch, {share:.0%} of them targets"),
         ("steps", steps),
         ("rows", f"up to {load.rows:,} per rank and step, {1 - load.fill:.0%} of it padding"),
         ("load", f"{ranks}, the busiest {load.imbalance:.2f} times the mean"),
-        ("largest pass", f"{largest.num_tokens:,} tokens, in step {largest.step:,}"),
+        ("largest pass", f"{planned.largest.num_tokens:,} tokens, in step {planned.largest.step:,}"),
         *((name, gigabytes(size)) for name, size in dataclasses.asdict(memory.parts).items()),
         ("together", _verdict(memory)),
     ]

@@ -206,7 +206,7 @@ def test_figures_follow_from_times_and_counts(bench: Any, work: Any, own: Any):
         recompiled=(105.0, 119.0),
     )
     found = runs.figures(run, work, {"fp32": 1e9, "bf16": 2e9}, warm_up=1)
-    flops = 40 * runs.flops_per_token(work.config, run.lengths, 0.5, lora=False)
+    flops = 40 * runs.flops_per_token(work.shape, run.lengths, 0.5, lora=False)
     assert found == {
         "target_tokens_per_second": 20.0,
         "useful_tokens_per_second": 40.0,
@@ -225,7 +225,7 @@ def test_figures_follow_from_times_and_counts(bench: Any, work: Any, own: Any):
     assert (
         runs.figures(replace(run, precision="bf16"), work, {"bf16": flops}, warm_up=1)["share_of_peak"] == 1
     )
-    tiny = {**work.config, "vocab_size": 0}
+    tiny = replace(work.shape, vocabulary=0)
     # two layers of 32 features: 2 · 32 · (2 · 32 + 2 · 16 + 3 · 64) parameters; attention 6 · 2 · 32 · 8
     assert runs.flops_per_token(tiny, [8, 8], 0.5, lora=False) == 6 * 18432 + 3072
     assert runs.flops_per_token(tiny, [8, 8], 0.5, lora=True) == 4 * 18432 + 3072

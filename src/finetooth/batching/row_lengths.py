@@ -42,6 +42,16 @@ def padded_length(rows: Sequence[Row], lengths: np.ndarray, among: Sequence[int]
     return next((length for length in among if length >= longest), longest)
 
 
+def num_places(rows: list[Row], lengths: np.ndarray, layout: Layout, among: Sequence[int]) -> int:
+    """Tokens that the forward passes of these rows compute, padding included; among: the row lengths.
+
+    >>> num_places([(0, 1), (2,)], np.array([5, 3, 6]), Layout(True, row_tokens=8, rows_at_once=2), [])
+    16
+    """
+    passes = forward_passes(rows, layout.rows_at_once)
+    return sum(len(of_pass) * padded_length(of_pass, lengths, among) for of_pass in passes)
+
+
 def fit_row_lengths(lengths: np.ndarray, *, longest: int, most: int = NUM_ROW_LENGTHS) -> list[int]:
     """At most so many row lengths, the last of them `longest`, that pad rows of these lengths least.
 

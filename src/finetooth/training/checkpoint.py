@@ -92,15 +92,9 @@ class CheckpointManager:
         Raises FinetoothError where the disk has no room or cannot be trusted, NonFiniteError where a value is
         infinite or not a number; the checkpoints that were there then stay.
         """
-        copy = self._background is not None
         if self._background is not None:
             self._background.wait()  # one copy in memory at a time
-        texts = {"state.json": json.dumps(asdict(state), indent=1).encode()} if self.ranks.is_first else {}
-        contents = (
-            gather_policy(policy, self.ranks, copy=copy)
-            | gather_tensors(_optimizer_tensors(policy, optimizer), "optimizer", self.ranks, copy=copy)
-            | Contents({}, texts, 0)
-        )
+        contents = self.gather(state, policy=policy, optimizer=optimizer)
         if self._ranks_apart is None:
             self._ranks_apart = self.ranks.apart()
         path = self._path(state.next_step - 1)
@@ -109,6 +103,18 @@ class CheckpointManager:
         else:
             self._background.start(lambda: self._write(path, contents, state.best_step))
         return path
+
+    def gather(
+        self, state: TrainingState, *, policy: PolicyModel, optimizer: torch.optim.Optimizer
+    ) -> Contents:
+        """What a checkpoint holds, in host memory: a copy where it is written in the background."""
+        copy = self._background is not None
+        texts = {"state.json": json.dumps(asdict(state), indent=1).encode()} if self.ranks.is_first else {}
+        return (
+            gather_policy(policy, self.ranks, copy=copy)
+            | gather_tensors(_optimizer_tensors(policy, optimizer), "optimizer", self.ranks, copy=copy)
+            | Contents({}, texts, 0)
+        )
 
     def check(self) -> None:
         """Raises what a save in the background has raised by now."""

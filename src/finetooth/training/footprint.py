@@ -29,8 +29,12 @@ _FOUR_BITS = 0.53
 _EIGHT_BIT_STATES = 2.03
 # Bytes per saved feature where products are computed in 16 bits and norms in float32.
 _MIXED = 2.3
-# Logits, their logarithms of probabilities, and a copy for the product, all in float32.
-_COPIES_OF_LOGITS = 3
+# Logits and their logarithms of probabilities, which become the gradient in place, both in float32.
+_COPIES_OF_LOGITS = 2
+# The head's own gradient, as the loss has taken it and once more as the backward pass scales it.
+_COPIES_OF_HEAD = 2
+# Python with PyTorch and transformers, as they are resident once a model is loaded.
+_LIBRARIES = 400_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class Footprint:
     copies:      16-bit copies of float32 parameters, which the forward pass makes
     activations: what the backward pass needs of a row
     logits:      of one chunk of targets, with the head's own gradient
+    checkpoint:  on a CPU, the copy of parameters and states that is written in the background
+    libraries:   on a CPU, the process without all this
     """
 
     parameters: int
@@ -48,6 +54,8 @@ class Footprint:
     copies: int
     activations: int
     logits: int
+    checkpoint: int
+    libraries: int
 
     @property
     def total(self) -> int:
@@ -63,35 +71,43 @@ def footprint(
     precision: ComputedIn,
     device_type: str,
     pass_tokens: int,
+    pass_targets: int | None = None,
     recompute: Recompute = "nothing",
+    background: bool = True,
 ) -> Footprint:
-    """What a forward and backward pass of so many tokens holds, in the midst of a run."""
+    """What a forward and backward pass of so many tokens holds, in the midst of a run.
+
+    pass_targets: how many of them are trained; default: all. background: whether checkpoints are written
+    beside the training.
+    """
     trained = _num_trained(shape, adapter)
     compute_bytes = 4 if precision == "fp32" else 2
     is_autocast = precision in ("bf16", "fp16")
     own_bytes = 2 if precision == "bf16-pure" else 4
     states = _EIGHT_BIT_STATES if training.optimizer == "adamw_8bit" else 2 * own_bytes
-    head = shape.vocabulary * shape.hidden
-    num_at_once = min(pass_tokens, chunk_rows(shape.vocabulary, device_type))
+    head = 4 * shape.vocabulary * shape.hidden if adapter.type is None else 0
+    num_targets = pass_tokens if pass_targets is None else pass_targets
+    num_at_once = min(num_targets, chunk_rows(shape.vocabulary, device_type))
     logits = _COPIES_OF_LOGITS * 4 * num_at_once * shape.vocabulary
-    is_full = adapter.type is None
+    is_on_host = device_type == "cpu"
     return Footprint(
         parameters=_parameter_bytes(shape, adapter, own_bytes, compute_bytes),
         gradients=own_bytes * trained,
         optimizer=int(states * trained),
         copies=2 * trained if is_autocast else 0,
         activations=activation_bytes(shape, precision=precision, recompute=recompute) * pass_tokens,
-        logits=logits + (4 * head if is_full else 0),
+        logits=max(logits + head, _COPIES_OF_HEAD * head),
+        checkpoint=int((own_bytes + states) * trained) if is_on_host and background else 0,
+        libraries=_LIBRARIES if is_on_host else 0,
     )
 
 
 def activation_bytes(shape: ModelShape, *, precision: ComputedIn, recompute: Recompute = "nothing") -> int:
     """What the backward pass needs per token: inputs of norms and products, and what attention keeps.
 
-    Where it recomputes, one layer is there as a whole besides.
+    Where it recomputes, one layer is there as a whole.
     """
-    whole = _features(shape, "nothing")
-    features = shape.layers * _features(shape, recompute) + (whole if recompute != "nothing" else 0)
+    features = (shape.layers - 1) * _features(shape, recompute) + _features(shape, "nothing")
     return int(features * (4 if precision == "fp32" else _MIXED))
 
 

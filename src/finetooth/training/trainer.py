@@ -227,7 +227,7 @@ class SFTTrainer:
     def _train_steps(self, first: int, stop: StopRequest, view: ProgressView) -> int | None:
         last = self.schedule.num_steps
         for step in self.schedule.steps(first):
-            self._update(step, view)
+            self.update(step, view)
             is_last = step.number == last
             is_finished = False
             if is_last or _is_due(step.number, self.config.evaluation.every):
@@ -250,39 +250,11 @@ class SFTTrainer:
             code = self.ranks.highest(0 if stop.signal is None else stop.exit_code)
         return code or None
 
-    def identity(self) -> dict[str, Any]:
-        """Everything that decides the trajectory; layout, logging and saving do not."""
-        return identity_of(
-            self.config,
-            documents=self.train_documents,
-            dev=self.dev_documents,
-            template=self.template,
-            schedule=self.schedule,
-            warmup_steps=self.warmup_steps,
-            precision=self.devices.precision,
-        )
+    def update(self, step: Step, view: ProgressView) -> None:
+        """Trains one step, notes it in metrics.jsonl and shows it; evaluates and saves nothing.
 
-    def _refuse_misfits(self, layout: Layout) -> None:
-        sources = [source for source in (self.train_documents, self.dev_documents) if source is not None]
-        longest = max(int(source.lengths.max()) for source in sources)
-        tokenizer = None if self.template is None else self.template.tokenizer
-        refuse_misfits(self.policy, tokenizer, longest_document=longest)
-        if layout.packing and longest > layout.row_tokens:
-            fact = f"rows hold {layout.row_tokens} tokens, the longest document has {longest}"
-            raise ConfigError(problem("training.row_tokens", fact, f"write {longest} or more"))
-
-    def _leave_behind(self, done: int) -> None:
-        """Lets go of what a run beyond the step that was taken up has left, and tells what has changed."""
-        self.metrics.forget_after(done if done > 0 else -1)  # step 0 is evaluated again, too
-        for aside in self.checkpoints.set_aside_after(done, best_step=self.state.best_step):
-            print_line(self.console, f"{aside}: set aside; the run goes on behind step {done}")
-        if self.changes:
-            for change in self.changes:
-                print_line(self.console, f"from step {done + 1} on: {change.in_words()}")
-            changes = {change.name: {"before": change.before, "now": change.now} for change in self.changes}
-            self.metrics.append({"step": done + 1, "changes": changes})
-
-    def _update(self, step: Step, view: ProgressView) -> None:
+        Raises NonFiniteError where the settings do not pass over such a step.
+        """
         self.checkpoints.check()
         started = time.perf_counter()
         place = {"step": step.number, "epoch": round(step.number / self.schedule.steps_per_epoch, 4)}
@@ -322,6 +294,38 @@ class SFTTrainer:
                     **spike,
                 }
             )
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the trajectory; layout, logging and saving do not."""
+        return identity_of(
+            self.config,
+            documents=self.train_documents,
+            dev=self.dev_documents,
+            template=self.template,
+            schedule=self.schedule,
+            warmup_steps=self.warmup_steps,
+            precision=self.devices.precision,
+        )
+
+    def _refuse_misfits(self, layout: Layout) -> None:
+        sources = [source for source in (self.train_documents, self.dev_documents) if source is not None]
+        longest = max(int(source.lengths.max()) for source in sources)
+        tokenizer = None if self.template is None else self.template.tokenizer
+        refuse_misfits(self.policy, tokenizer, longest_document=longest)
+        if layout.packing and longest > layout.row_tokens:
+            fact = f"rows hold {layout.row_tokens} tokens, the longest document has {longest}"
+            raise ConfigError(problem("training.row_tokens", fact, f"write {longest} or more"))
+
+    def _leave_behind(self, done: int) -> None:
+        """Lets go of what a run beyond the step that was taken up has left, and tells what has changed."""
+        self.metrics.forget_after(done if done > 0 else -1)  # step 0 is evaluated again, too
+        for aside in self.checkpoints.set_aside_after(done, best_step=self.state.best_step):
+            print_line(self.console, f"{aside}: set aside; the run goes on behind step {done}")
+        if self.changes:
+            for change in self.changes:
+                print_line(self.console, f"from step {done + 1} on: {change.in_words()}")
+            changes = {change.name: {"before": change.before, "now": change.now} for change in self.changes}
+            self.metrics.append({"step": done + 1, "changes": changes})
 
     def _skip(self, error: NonFiniteError) -> None:
         """Passes over a step that cannot be trained, if the settings allow it; raises the error if not."""

@@ -21,7 +21,7 @@ from finetooth.batching.row_lengths import padded_length, row_lengths
 from finetooth.batching.schedule import Schedule, Step
 from finetooth.config.schema import TrainingConfig
 from finetooth.data.records import DocumentSource
-from finetooth.model.recompute import LADDER
+from finetooth.model.recompute import LADDER, Recompute
 from finetooth.training.guards import blame_documents
 from finetooth.training.memory import find_layout, fits, release, smaller
 from finetooth.training.optimizer import lr_at
@@ -35,6 +35,7 @@ class Updates:
 
     layout:   of the rows from the next step on; with `auto_fit` it becomes smaller where it has to.
     console:  where that is told.
+    recompute: what of each layer the backward pass computes again; `rehearse` settles it.
     """
 
     training: TrainingConfig
@@ -48,6 +49,7 @@ class Updates:
     warmup_steps: int
     auto_fit: bool
     console: Console
+    recompute: Recompute = LADDER[0]
     _fitted: tuple[Layout, list[int]] | None = None
 
     def rehearse(self, *, first: int) -> None:
@@ -158,6 +160,7 @@ class Updates:
         """Settles what is recomputed: the least with which the largest pass fits. Returns it if none does."""
         asked, failed = self.training.recompute, None
         for recompute in LADDER if asked == "auto" else (asked,):
+            self.recompute = recompute
             self.shared.policy.set_recompute(recompute)
             failed = self._largest_that_fails(self.layout, first)
             if failed is None:
