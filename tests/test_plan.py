@@ -24,6 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a small run, on a machine of 16 GB."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan_module, "this_machine", lambda: Machine(16 * GB, 12 * GB))
+    monkeypatch.setattr(plan_module, "product_rate", lambda: 50e9)
     write_run(tmp_path)
     return tmp_path
 
@@ -52,8 +53,12 @@ def test_what_it_says_in_full():
         "optimizer     0.2 MB\n"
         "copies        0.0 MB\n"
         "activations   0.5 MB\n"
-        "logits        0.4 MB\n"
-        "together      about 1.3 MB of 12.0 GB per device: fits\n"
+        "logits        0.1 MB\n"
+        "checkpoint    0.3 MB\n"
+        "libraries     400.0 MB\n"
+        "together      about 401.4 MB of 12.0 GB per device: fits\n"
+        "time          roughly 0 s to 0 s of steps, from 50 GFLOP/s of matrix products; "
+        "--measure tells better\n"
     )
 
 
@@ -63,6 +68,17 @@ def test_the_plan_is_what_training_does():
     assert done.exit_code == 0, done.stderr
     schedule = json.loads(Path("run/schedule.json").read_text())
     assert {key: schedule[key] for key in told["schedule"]} == told["schedule"]
+
+
+def test_time_is_told_roughly_where_the_rate_is_known(monkeypatch: pytest.MonkeyPatch):
+    told = planned()["time"]
+    assert told["basis"] == "matrix products"
+    assert 0 < told["least"] < told["most"]
+    monkeypatch.setattr(plan_module, "product_rate", lambda: 100e9)
+    assert planned()["time"]["most"] == pytest.approx(told["most"] / 2)
+    assert planned("max_steps=40")["time"]["most"] > told["most"]
+    for elsewhere in (("--world", "2"), ("--gpu-memory", "80GB"), ("precision=bf16",)):
+        assert planned(*elsewhere)["time"] is None
 
 
 def test_another_machine_is_planned_for():
@@ -96,11 +112,11 @@ def test_where_memory_is_short_layers_are_computed_again_or_it_says_what_needs_l
     tight = planned("--gpu-memory", f"{(needed - 50_000) / 1e6:.2f}MB")["memory"]
     assert tight["fits"]
     assert tight["recompute"] != "nothing"
-    short = run("--gpu-memory", "1.0MB").stdout
+    short = run("--gpu-memory", "0.5MB").stdout
     assert "per device: does not fit, recompute: all\n" in short
     assert short.splitlines()[-1].startswith("memory: about ")
-    assert short.splitlines()[-1].endswith(f" are needed, and 1.0 MB are free; {plan_module._FITTING}")
-    fixed = planned("--gpu-memory", "1.0MB", "recompute=nothing")["memory"]
+    assert short.splitlines()[-1].endswith(f" are needed, and 0.5 MB are free; {plan_module._FITTING}")
+    fixed = planned("--gpu-memory", "0.5MB", "recompute=nothing")["memory"]
     assert (fixed["fits"], fixed["recompute"]) == (False, "nothing")
 
 

@@ -175,6 +175,7 @@ from finetooth import trial
 from finetooth.base.errors import DeviceMemoryError
 from finetooth.config.load import load_config
 trial.host_memory = lambda: (1 << 34, int(sys.argv[1]))
+trial._measure = lambda *_: sys.exit("it fits")
 try:
     trial.trial(load_config("run.yaml", ["output_dir=scarce", *sys.argv[2:]]))
 except DeviceMemoryError as error:
@@ -193,6 +194,7 @@ def test_memory_that_is_not_free_is_refused_and_what_fits_is_named(tmp_path: Pat
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=120
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
     )
     assert ("does not fit; training.row_tokens: " in done.stdout) is says, done.stderr
+    assert ("it fits" in done.stderr) is not says

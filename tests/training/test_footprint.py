@@ -1,17 +1,26 @@
 """The estimate of memory counts what PyTorch keeps, and each setting changes the part that it is about."""
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from tests.documents import random_documents, small_policy
 
+from finetooth.base.devices import DeviceManager
+from finetooth.base.distributed import ALONE
 from finetooth.batching.collate import collate
-from finetooth.config.schema import AdapterConfig, TrainingConfig
+from finetooth.config.schema import AdapterConfig, ModelConfig, TrainingConfig
 from finetooth.model.policy import PolicyModel
-from finetooth.model.shape import ModelShape
+from finetooth.model.recompute import LADDER, Recompute
+from finetooth.model.shape import ModelShape, shape_of
 from finetooth.training.footprint import ComputedIn, Footprint, activation_bytes, footprint
+from finetooth.training.memory import fits
+from finetooth.training.optimizer import create_optimizer
+from finetooth.training.parallel import SharedPolicy
 
 SIZES = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2}
 SHAPE = ModelShape(
@@ -63,6 +72,80 @@ def test_activations_are_what_pytorch_saves(build):
     assert 0.95 < estimate / measured < 1.25
 
 
+def most_allocated(work: Callable[[], object]) -> int:
+    """The most bytes that tensors took at once meanwhile, beyond those that were there before."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        work()
+    assert profile.profiler is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return int(np.cumsum(sizes).max())
+
+
+MODELS = {
+    "small": {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4},
+    "deep": {"vocab_size": 1024, "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 8},
+    "wide": {"vocab_size": 8192, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2},
+}
+
+
+@pytest.mark.parametrize("recompute", LADDER)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_pass_takes_what_was_estimated_to_a_fifth(name: str, recompute: Recompute, tmp_path: Path):
+    """Beside the parameters: gradients, states, activations and logits of the largest pass."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    documents = random_documents(12, longest=60, seed=1)
+    policy = small_policy(**MODELS[name], **heads)
+    policy.model.config.save_pretrained(tmp_path)
+    policy.train()
+    policy.set_recompute(recompute)
+    batch, optimizer = collate([tuple(range(12))], documents), create_optimizer(policy, learning_rate=1e-3)
+    shared, devices = SharedPolicy(policy, policy, ALONE), DeviceManager("cpu", "fp32")
+
+    def rehearse() -> None:
+        assert fits(shared, batch, optimizer=optimizer, devices=devices)
+
+    rehearse()
+    estimated = footprint(
+        shape_of(ModelConfig(from_config=str(tmp_path / "config.json"))),
+        TrainingConfig(),
+        AdapterConfig(),
+        precision="fp32",
+        device_type="cpu",
+        pass_tokens=batch.token_ids_BT.numel(),
+        pass_targets=len(batch.targets_N),
+        recompute=recompute,
+    )
+    besides = estimated.parameters + estimated.checkpoint + estimated.libraries
+    assert estimated.total - besides == pytest.approx(most_allocated(rehearse), rel=0.2)
+
+
+def test_a_peak_is_told_where_two_tensors_are_there_at_once():
+    def in_turns() -> None:
+        for _ in range(3):
+            torch.ones(100_000)
+
+    def at_once() -> None:
+        _ = [torch.ones(100_000) for _ in range(3)]
+
+    assert most_allocated(in_turns) == pytest.approx(400_000, rel=0.01)
+    assert most_allocated(at_once) == pytest.approx(1_200_000, rel=0.01)
+
+
+def test_on_a_cpu_the_process_and_the_copy_that_is_being_written_count():
+    def parts(device_type: str, *, background: bool = True) -> Footprint:
+        options = {"precision": "fp32", "device_type": device_type, "pass_tokens": 10}
+        return footprint(SHAPE, TrainingConfig(), AdapterConfig(), **options, background=background)  # type: ignore[arg-type]
+
+    on_gpu, on_cpu = parts("cuda"), parts("cpu")
+    assert (on_gpu.checkpoint, on_gpu.libraries) == (0, 0)
+    assert on_cpu.checkpoint == 12 * SHAPE.num_parameters
+    assert on_cpu.libraries > 0
+    assert parts("cpu", background=False).checkpoint == 0
+
+
 def needs(
     *, precision: ComputedIn = "fp32", training: TrainingConfig | None = None, **adapter: object
 ) -> Footprint:
@@ -101,4 +184,4 @@ def test_half_precision_halves_activations_nearly_and_copies_parameters():
 
 
 def test_the_total_is_the_sum_of_its_parts():
-    assert Footprint(1, 2, 4, 8, 16, 32).total == 63
+    assert Footprint(1, 2, 4, 8, 16, 32, 64, 128).total == 255
