@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from finetooth.base.files import write_atomically
-from processes import ArmError, run_process
+from processes import ArmError, ending_orderly, run_process
 from work import LEARNING_RATE, SEED, SIZES, Record, Work, made_records, make_work, read_records
 
 # Steps of a run by size, so that each takes about half a minute on two cores; others have those of the last.
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Plans and runs each size in turns, prints a table, and exits with 1 where a median is further off."""
     options, console = _parse(arguments), Console(width=80)
     compared: dict[str, list[dict[str, float]]] = {size: [] for size in options.sizes}
-    with tempfile.TemporaryDirectory(dir=options.work) as name:
+    with ending_orderly(), tempfile.TemporaryDirectory(dir=options.work) as name:
         try:
             works = {size: _make_work(size, options, Path(name) / size) for size in options.sizes}
             for repeat in range(1, options.repeats + 1):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -61,6 +62,16 @@ def run_process(command: Sequence[str], folder: Path, *, limit: float) -> Ended:
         raise ArmError((text.strip().splitlines() or [f"exit code {process.returncode}"])[-1])
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
     return Ended(started, ended, peak, tuple(_read_busy(folder / "busy.csv")), tuple(_recompiled(text)))
+
+
+@contextlib.contextmanager
+def ending_orderly() -> Iterator[None]:
+    """On SIGTERM, the process that runs is ended as well, and its files are removed."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _environment(folder: Path) -> dict[str, str]:

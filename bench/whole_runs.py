@@ -6,13 +6,11 @@ python bench/whole_runs.py --scaling
 """
 
 import argparse
-import contextlib
 import json
 import shutil
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from curves import curves_svg
 from finetooth.base.files import write_atomically
 from finetooth_arm import run_finetooth
 from printing import print_comparison, print_machine, print_scaling
-from processes import ArmError, run_process
+from processes import ArmError, ending_orderly, run_process
 from runs import FINETOOTH, Arm
 from scaling import scale
 from trl_arms import trl_arms
@@ -46,7 +44,7 @@ _WARM_UP = {"cpu": 1, "mps": 1, "cuda": 5}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Does what is asked for, prints tables, and writes results.json and loss-SIZE.svg."""
     options, console = _parse(arguments), Console(width=80)
-    with _ending_orderly(), tempfile.TemporaryDirectory(dir=options.work) as name:
+    with ending_orderly(), tempfile.TemporaryDirectory(dir=options.work) as name:
         try:
             result = _measure(options, Path(name), console)
         except ArmError as error:
@@ -57,16 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         picture.write_text(curves_svg(f"training loss of each step, {size}", compared["losses"]))
     write_atomically(options.out / "results.json", (json.dumps(result, indent=1) + "\n").encode())
     console.print(f"all figures and loss curves: {options.out}")
-
-
-@contextlib.contextmanager
-def _ending_orderly() -> Iterator[None]:
-    """On SIGTERM, the arm that runs is ended as well, and its files are removed."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _measure(options: argparse.Namespace, folder: Path, console: Console) -> dict[str, Any]:
