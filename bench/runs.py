@@ -10,6 +10,7 @@ from finetooth.model.flops import flops_per_token
 from work import Work
 
 FINETOOTH = "finetooth"
+COMPILED = "finetooth, compiled"
 # Steps whose losses are compared, and how far apart these may be where both arms compute in fp32, or not.
 _STEPS_COMPARED, _FP32_TOLERANCE, _BF16_TOLERANCE = 5, 1e-3, 3e-2
 # First losses of arms that begin with other documents; a fresh model's hardly depends on them.

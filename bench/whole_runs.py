@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,23 @@ from finetooth.base.files import write_atomically
 from finetooth_arm import run_finetooth
 from printing import print_comparison, print_machine, print_scaling
 from processes import ArmError, ending_orderly, run_process
-from runs import FINETOOTH, Arm
+from runs import COMPILED, FINETOOTH, Arm
 from scaling import scale
 from trl_arms import trl_arms
 from work import SIZES, Record, made_records, make_work, read_records
 
 # What is measured where nothing else is asked for: minutes on two cores, and real sizes on a GPU.
-_ON_CPU = {"sizes": ["16M"], "num_steps": 4, "documents_per_step": 8, "max_length": 1024, "words": 100}
+_ON_CPU = {
+    "sizes": ["16M"],
+    "arms": ["TRL"],
+    "num_steps": 4,
+    "documents_per_step": 8,
+    "max_length": 1024,
+    "words": 100,
+}
 _ON_GPU = {
     "sizes": ["0.6B", "1.7B", "4B", "8B", "8B LoRA"],
+    "arms": ["TRL", COMPILED],
     "num_steps": 30,
     "documents_per_step": 64,
     "max_length": 4096,
@@ -93,7 +102,10 @@ def _measure_peaks(folder: Path, *, limit: float) -> dict[str, Any]:
 def _compare(
     size: str, options: argparse.Namespace, folder: Path, peaks: dict[str, Any], console: Console
 ) -> dict[str, Any]:
-    variants = trl_arms(bf16_pays=peaks["bf16_pays"], on_gpu=peaks["device_type"] == "cuda")
+    variants = [
+        Arm(COMPILED, partial(run_finetooth, compile=True)),
+        *trl_arms(bf16_pays=peaks["bf16_pays"], on_gpu=peaks["device_type"] == "cuda"),
+    ]
     wanted = [arm for arm in variants if any(text in arm.name for text in options.arms)]
     work = make_work(
         folder / "work",
@@ -150,7 +162,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--sizes", nargs="+", choices=SIZES, help="models; default: 16M, or 0.6B and more on a GPU"
     )
     parser.add_argument("--records", type=Path, help="JSON lines of messages, or GSM8K's; default: made up")
-    parser.add_argument("--arms", nargs="*", default=["TRL"], help="TRL's arms whose names hold one of these")
+    parser.add_argument("--arms", nargs="*", help="arms beside finetooth whose names hold one of these")
     parser.add_argument("--scaling", action="store_true", help="vary one thing after the other instead")
     parser.add_argument("--work", type=Path, help="where models are kept meanwhile, e.g. /dev/shm")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for the results")

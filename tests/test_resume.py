@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.small_run import write_records, write_run
 
+from finetooth.base import devices
 from finetooth.base.errors import ConfigError
 from finetooth.config.load import load_config
 from finetooth.train import train
@@ -77,3 +78,25 @@ def test_unchanged_it_goes_on(begun: Path, tmp_path: Path, monkeypatch: pytest.M
     """Negative control."""
     monkeypatch.chdir(shutil.copytree(begun, tmp_path / "same", symlinks=True))
     assert train(load_config("run.yaml", ["cache_dir=elsewhere"]), resume="must")["state"] == "finished"
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_a_run_goes_on_in_the_precision_that_was_measured_when_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pays: bool
+):
+    """What is measured near the threshold could be the other way round the next time."""
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path, training={"max_steps": 4}, checkpoints={"every": 2})
+    monkeypatch.setattr(devices, "bf16_pays_on_cpu", lambda: pays)
+    whole = train(load_config("run.yaml"))
+    shutil.rmtree(tmp_path / "run" / "final")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000004")
+    monkeypatch.setattr(devices, "bf16_pays_on_cpu", lambda: not pays)
+    again = train(load_config("run.yaml"), resume="must")
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["precision"] == ("bf16" if pays else "fp32")
+    assert again["train_loss"] == whole["train_loss"]
+    # a precision that was asked for is what decides
+    with pytest.raises(ConfigError) as caught:
+        train(load_config("run.yaml", [f"precision={'fp32' if pays else 'bf16'}"]), resume="must")
+    assert "precision" in str(caught.value)

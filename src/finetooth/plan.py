@@ -34,7 +34,7 @@ from finetooth.model.shape import ModelShape, shape_of
 from finetooth.reporting.summary import summary_data, summary_remarks
 from finetooth.reporting.time_view import measured_rows, measured_time, rough_row, rough_time
 from finetooth.training.duration import Rough, rough_duration, weigh_steps
-from finetooth.training.footprint import KEPT, ComputedIn, Footprint, Recompute, footprint
+from finetooth.training.footprint import KEPT, KEPT_OF_COMPILED, ComputedIn, Footprint, Recompute, footprint
 from finetooth.training.trial_process import Trial, run_trial
 
 _STEPS_LOOKED_AT = 100
@@ -257,7 +257,8 @@ class _Needs:
 def _memory(needs: _Needs, available: int) -> _Memory:
     """With the first of what may be computed again that memory holds, or else the last."""
     training = needs.config.training
-    ladder: list[Recompute] = list(KEPT) if training.recompute == "auto" else [training.recompute]
+    asked, all_of_them = training.recompute, KEPT_OF_COMPILED if training.compile else tuple(KEPT)
+    ladder: tuple[Recompute, ...] = all_of_them if asked == "auto" else (asked,)
     precision: ComputedIn = "bf16" if needs.device_type == "cuda" else "fp32"
     if training.precision != "auto":
         precision = training.precision

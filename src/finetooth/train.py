@@ -6,11 +6,11 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 from rich.console import Console
 
-from finetooth.base.devices import DeviceManager
+from finetooth.base.devices import DeviceManager, Precision
 from finetooth.base.distributed import Notices, Ranks, joined, ranks_of_environment
 from finetooth.base.errors import FinetoothError, Stopped, problem
 from finetooth.base.stopping import StopRequest
@@ -38,6 +38,7 @@ from finetooth.training.run_directory import (
     claimed_run_directory,
     describe_run,
     finished_summary,
+    told_cpu_precision,
     write_json,
 )
 from finetooth.training.sharded_start import start_sharded
@@ -83,11 +84,25 @@ def train(
         with ranks.agreeing("opening output_dir"):
             if ranks.is_first:
                 stack.enter_context(claimed_run_directory(output, resume=resume))
+        devices = _in_one_precision(devices, config, ranks, resume)
         run = _Run(config, ranks, notices, stop, auto_fit, console)
         summary = _train(run, resume, accept_changes, overfit, devices)
     if overfit is not None:
         _judge_overfit(console, summary)
     return summary
+
+
+def _in_one_precision(
+    devices: DeviceManager, config: SFTConfig, ranks: Ranks, resume: Resume
+) -> DeviceManager:
+    """The same, in what the first rank takes `auto` for: on a CPU it is measured, once for the whole run."""
+    training = config.training
+    if training.precision != "auto" or devices.device.type != "cpu":
+        return devices
+    told = told_cpu_precision(Path(config.output_dir)) if resume != "never" else None
+    with ranks.doing("agreeing on the precision"):
+        precision = cast(Precision, ranks.texts(told or devices.precision)[0])
+    return DeviceManager(training.device, precision)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from finetooth.base import devices as devices_module
 from finetooth.base.devices import DeviceManager, deterministic_seed
 from finetooth.base.errors import ConfigError
 
@@ -37,6 +38,15 @@ def test_auto_takes_the_best_that_is_there(
     machine_with(**present)
     devices = DeviceManager()
     assert (devices.device.type, devices.precision) == (device, precision)
+
+
+def test_a_cpu_that_is_much_faster_in_bf16_computes_in_it(machine_with, monkeypatch: pytest.MonkeyPatch):
+    machine_with()
+    monkeypatch.setattr(devices_module, "bf16_pays_on_cpu", lambda: True)
+    assert DeviceManager().precision == "bf16"
+    assert DeviceManager("cpu", "fp32").precision == "fp32"
+    machine_with(mps=True)
+    assert DeviceManager().precision == "fp32"
 
 
 def test_a_device_that_is_not_there_is_refused(machine_with):

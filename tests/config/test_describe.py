@@ -57,6 +57,7 @@ training:
   row_tokens: 16384  # default
   rows_at_once: 1  # default
   recompute: auto  # default
+  compile: false  # default
   learning_rate: 0.0001  # command line
   min_learning_rate: 2e-06  # default
   lr_scheduler_type: cosine  # default

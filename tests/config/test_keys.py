@@ -59,8 +59,8 @@ def test_a_bare_key_means_the_only_setting_of_that_name(key: str, found: str | U
         ),
         ("model.lora_r", Unknown("model.lora_r: not a name used here", "write adapter.r")),
         (
-            "model.torch_compile",
-            Unknown("model.torch_compile: not available in this version", "leave it out"),
+            "model.label_smoothing",
+            Unknown("model.label_smoothing: not available in this version", "leave it out"),
         ),
         ("logging.zzzzzz", Unknown("logging.zzzzzz: unknown key", "the keys here are every, spikes")),
         (

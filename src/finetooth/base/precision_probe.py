@@ -7,6 +7,7 @@ products start tiny, and grow only while the next size is sure to be quick.
 import contextlib
 import time
 from collections.abc import Generator
+from functools import cache
 
 import torch
 
@@ -41,6 +42,13 @@ def bf16_pays(rates: dict[torch.dtype, float]) -> bool:
     False
     """
     return rates.get(torch.bfloat16, 0.0) >= _CLEARLY_FASTER * rates[torch.float32]
+
+
+@cache
+def bf16_pays_on_cpu() -> bool:
+    """Whether it does on this processor; measured once, and only where there are instructions for bf16."""
+    is_known: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return is_known and bf16_pays(matmul_rates(torch.device("cpu")))
 
 
 def _rate(dtype: torch.dtype, device: torch.device) -> float:

@@ -257,6 +257,15 @@ def _find_adapter_in_pure_bf16(values: Mapping[str, Any]) -> list[Finding]:
     return [Finding(("training.precision", "adapter.type"), fact, "write bf16, which keeps the base in bf16")]
 
 
+def _find_graph_in_parts(values: Mapping[str, Any]) -> list[Finding]:
+    recompute = values["training.recompute"]
+    if not values["training.compile"] or recompute in ("auto", "nothing", "all"):
+        return []
+    fact = f"training.recompute: {recompute} with training.compile: a compiled layer is computed again whole"
+    remedy = "write auto, nothing or all; compiled layers never keep what is cheap to compute"
+    return [Finding(("training.recompute", "training.compile"), fact, remedy)]
+
+
 def _find_unfit_eight_bit(values: Mapping[str, Any]) -> list[Finding]:
     """What states of 8 bits cannot be had with."""
     if values["training.optimizer"] != "adamw_8bit":
@@ -303,6 +312,7 @@ CONTRADICTIONS: list[tuple[Set[str], Callable[[Mapping[str, Any]], list[Finding]
     ({"adapter.type", "model.path"}, _find_adapter_without_base),
     ({"adapter.type", "parallel.shard"}, _find_shared_four_bits),
     ({"adapter.type", "training.precision"}, _find_adapter_in_pure_bf16),
+    ({"training.recompute", "training.compile"}, _find_graph_in_parts),
     (
         {"training.optimizer", "training.precision", "parallel.shard", "parallel.offload_optimizer"},
         _find_unfit_eight_bit,

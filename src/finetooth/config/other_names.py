@@ -281,6 +281,7 @@ OTHER_NAMES: dict[str, str] = {
     "tokenizer_name": _TOKENIZER,
     "tokenizer_name_or_path": _TOKENIZER,
     "tokenizer_path": _TOKENIZER,
+    "torch_compile": "write training.compile",
     "torch_dtype": _PRECISION,
     "total_batch_size": _BATCH,
     "total_steps": _STEPS,
@@ -335,7 +336,6 @@ OTHER_NAMES: dict[str, str] = {
 NOT_AVAILABLE = {
     "attention_dropout",
     "best_by",
-    "compile",
     "ddp",
     "deterministic",
     "label_smoothing",
@@ -343,7 +343,6 @@ NOT_AVAILABLE = {
     "neftune_noise_alpha",
     "patience",
     "repeat",
-    "torch_compile",
     "use_liger_kernel",
 }
 NOT_AVAILABLE_PREFIXES = ("bnb_", "fsdp_", "loraplus_", "peft_")

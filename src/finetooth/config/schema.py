@@ -159,6 +159,10 @@ class TrainingConfig:
     """What of a layer the backward pass computes again rather than keeps: each saves more memory and takes
     longer; auto is the first that memory holds. Never changes what is learnt."""
 
+    compile: bool = False
+    """Whether each layer is compiled, once for all layers and row lengths: steps are faster after a minute or
+    so of compiling. It rounds otherwise, and changes nothing else; needs a C++ compiler on a CPU."""
+
     learning_rate: Positive = 2e-5
     """Highest learning rate, reached after the warm-up."""
 
@@ -198,7 +202,8 @@ class TrainingConfig:
 
     precision: Literal["auto", "fp32", "bf16", "bf16-pure", "fp16"] = "auto"
     """Number format of the forward and backward pass; parameters stay in fp32, but for bf16-pure, which has
-    all in bf16 and rounds stochastically. Auto takes bf16 or fp16 on a GPU, fp32 elsewhere."""
+    all in bf16 and rounds stochastically. Auto takes bf16 or fp16 on a GPU, bf16 on a CPU that is much faster
+    in it, fp32 elsewhere."""
 
     device: Literal["auto", "cuda", "mps", "cpu"] | OneGPU = "auto"
     """Where to train: auto (cuda, then mps, then cpu), cuda, one GPU of several (cuda:1), mps or cpu."""

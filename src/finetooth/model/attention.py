@@ -56,13 +56,11 @@ def document_attention(
     window = (
         sliding_window if sliding_window is not None and sliding_window < document_layout.longest else None
     )
-    if softcap is not None:
-        out = _each_document(query, key, value, document_layout, scale=scale, window=window, softcap=softcap)
-    elif takes_varlen(query.device, query.dtype):
+    if softcap is None and takes_varlen(query.device, query.dtype):
         out = _varlen(query, key, value, document_layout, scale=scale, window=window)
     else:
-        out = _each_document(query, key, value, document_layout, scale=scale, window=window)
-    return out.transpose(1, 2).reshape(num_rows, num_tokens, num_heads, head_size), None
+        out = _each_document(query, key, value, document_layout, scale=scale, window=window, softcap=softcap)
+    return out.reshape(num_rows, num_tokens, num_heads, head_size), None
 
 
 def takes_varlen(device: torch.device, dtype: torch.dtype) -> bool:
@@ -116,9 +114,11 @@ def _varlen(
         **options,
     )
     assert isinstance(out, torch.Tensor)
-    return out.transpose(0, 1).unsqueeze(0)
+    return out
 
 
+# A compiled layer would be compiled anew for each lengths of documents.
+@torch.compiler.disable()
 def _each_document(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -127,7 +127,7 @@ def _each_document(
     *,
     scale: float,
     window: int | None,
-    softcap: float | None = None,
+    softcap: float | None,
 ) -> torch.Tensor:
     # split, not slices: its backward is one concatenation instead of a zero-filled tensor per document
     pieces = zip(*(tensor.split(layout.lengths, dim=2) for tensor in (query, key, value)), strict=True)
@@ -148,8 +148,8 @@ def _each_document(
                 scale=scale,
                 enable_gqa=query.shape[1] != key.shape[1],
             )
-        attended.append(piece)
-    return torch.cat(attended, dim=2)
+        attended.append(piece.transpose(1, 2))
+    return torch.cat(attended, dim=1)
 
 
 def _window_mask(query: torch.Tensor, window: int | None) -> torch.Tensor | None:

@@ -22,7 +22,7 @@ from finetooth.model.balance import balance_loss, balance_of
 from finetooth.model.dropout import KeyedDropout, ResidualDropout
 from finetooth.model.loss import LogitTransform, TrainedRows, head_loss, sft_loss, target_losses
 from finetooth.model.quiet import quiet_transformers
-from finetooth.model.recompute import Recompute, recompute_layers
+from finetooth.model.recompute import Recompute, set_forward
 
 if TYPE_CHECKING:
     from finetooth.model.adapters import Adapter  # loads peft, which takes seconds
@@ -79,9 +79,13 @@ class PolicyModel(nn.Module):
         elif probability > 0:
             self._dropout = ResidualDropout(self.layers, probability)
 
-    def set_recompute(self, recompute: Recompute) -> None:
-        """What of each layer is computed a second time in the backward pass of training; changes no bit."""
-        recompute_layers(self.layers, recompute, again=self._again_as_now)
+    def set_recompute(self, recompute: Recompute, *, compiled: bool = False) -> None:
+        """What of each layer is computed a second time in the backward pass of training; changes no bit.
+
+        compiled: whether each layer is one compiled graph, which rounds otherwise. A layer that cannot be
+        compiled is told by ConfigError in the first pass of training.
+        """
+        set_forward(self.layers, recompute, again=self._again_as_now, compiled=compiled)
 
     @property
     def vocab_size(self) -> int:

@@ -23,6 +23,7 @@ KEPT: dict[Recompute, tuple[int, int, int, int]] = {
     "all-but-attention": (0, 1, 1, 0),
     "all": (0, 1, 0, 0),
 }
+KEPT_OF_COMPILED: tuple[Recompute, ...] = ("nothing", "all")
 
 # Of the parameters in 4 bits, with their scales; of AdamW's two states in 8 bits, with theirs.
 _FOUR_BITS = 0.53

@@ -21,7 +21,7 @@ from finetooth.data.templates.template import Template
 from finetooth.training.checkpoint import Checkpoint
 
 # Every other setting of `training` is part of the identity, those of future versions included.
-DECIDES_NOTHING = ("packing", "row_tokens", "rows_at_once", "recompute", "device")
+DECIDES_NOTHING = ("packing", "row_tokens", "rows_at_once", "recompute", "compile", "device")
 TOLD_OTHERWISE = ("num_train_epochs", "max_steps", "warmup_steps", "precision")
 NUM_STEPS = "number of steps"
 _DOCUMENTS = ("training documents", "dev documents")

@@ -25,10 +25,10 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from finetooth import __version__
-from finetooth.base.devices import DeviceManager
+from finetooth.base.devices import DeviceManager, Precision
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.files import check_folder, create_folder, write_atomically
 from finetooth.config.describe import describe_config
@@ -94,6 +94,14 @@ def describe_run(
     shutil.copyfile(ledger, path / "ledger.jsonl")
 
 
+def told_cpu_precision(path: Path) -> Precision | None:
+    """What a run on a CPU computes in, measured when it began; None of other runs, or if there is none."""
+    environment = path / "environment.json"
+    told = json.loads(environment.read_bytes()) if environment.is_file() else {}
+    precision = told.get("precision") if told.get("device_type") == "cpu" else None
+    return precision if precision in get_args(Precision) else None
+
+
 def finished_summary(path: Path) -> dict[str, Any] | None:
     """summary.json of a run that ended and whose policy is intact; None of any other."""
     file = path / "summary.json"
@@ -111,6 +119,8 @@ def _environment(devices: DeviceManager) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": devices.describe(),
+        "device_type": devices.device.type,
+        "precision": devices.precision,
         "command": [_without_secrets(argument) for argument in sys.argv],
         "versions": {"finetooth": __version__, **{name: version(name) for name in LIBRARIES}},
     }

@@ -21,7 +21,7 @@ from finetooth.batching.row_lengths import padded_length, row_lengths
 from finetooth.batching.schedule import Schedule, Step
 from finetooth.config.schema import TrainingConfig
 from finetooth.data.records import DocumentSource
-from finetooth.model.recompute import LADDER, Recompute
+from finetooth.model.recompute import LADDER, LADDER_OF_COMPILED, Recompute
 from finetooth.training.guards import blame_documents
 from finetooth.training.memory import find_layout, fits, release, smaller
 from finetooth.training.optimizer import lr_at
@@ -158,10 +158,11 @@ class Updates:
 
     def _recompute_what_has_to_be(self, first: int) -> LargestPass | None:
         """Settles what is recomputed: the least with which the largest pass fits. Returns it if none does."""
-        asked, failed = self.training.recompute, None
-        for recompute in LADDER if asked == "auto" else (asked,):
+        asked, compiled, failed = self.training.recompute, self.training.compile, None
+        ladder = LADDER_OF_COMPILED if compiled else LADDER
+        for recompute in ladder if asked == "auto" else (asked,):
             self.recompute = recompute
-            self.shared.policy.set_recompute(recompute)
+            self.shared.policy.set_recompute(recompute, compiled=compiled)
             failed = self._largest_that_fails(self.layout, first)
             if failed is None:
                 if recompute not in (asked, LADDER[0]):
