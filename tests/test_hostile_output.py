@@ -3,7 +3,7 @@
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir
 from pathlib import Path
 
@@ -183,7 +183,7 @@ def test_compare(trained: str, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_chat(trained: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Speaker, "reply", hostile_reply)
+    monkeypatch.setattr(Speaker, "say", hostile_say)
     result = command("chat", trained, typed="What?\n/reset\nWhat?\n")
     assert result.exit_code == 0, result.stderr
     require_harmless(result)
@@ -200,3 +200,10 @@ def test_a_name_of_nothing(verb: str):
 
 def hostile_reply(self: Speaker, conversations: list[list[Message]], *, max_new_tokens: int) -> list[Reply]:
     return [Reply(HOSTILE, stopped=True) for _ in conversations]
+
+
+def hostile_say(
+    self: Speaker, messages: list[Message], *, max_new_tokens: int, on_text: Callable[[str], object]
+) -> Reply:
+    on_text(HOSTILE)
+    return Reply(HOSTILE, stopped=True)

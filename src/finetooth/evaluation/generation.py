@@ -59,6 +59,47 @@ def generate(
     return [answers[number] for number in range(len(prompts))]
 
 
+def generate_one(
+    policy: PolicyModel,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    stop_token_ids: Sequence[int],
+    devices: DeviceManager,
+    on_token: Callable[[int], object],
+) -> Generation:
+    """Continues one prompt as `generate` does, and tells of every token while it is written.
+
+    on_token: called with each token id of the answer, the stop token apart; what it raises ends the answer
+    """
+    was_training = policy.training
+    policy.eval()
+    try:
+        told = _Teller(on_token, frozenset(stop_token_ids))
+        [answer] = _generate_rows(policy, [prompt], max_new_tokens, stop_token_ids, devices, told=told)
+    finally:
+        policy.train(was_training)
+    return answer
+
+
+class _Teller:
+    """What transformers calls a streamer: it is given the prompt, then each token as soon as it is known."""
+
+    def __init__(self, on_token: Callable[[int], object], stop_token_ids: frozenset[int]):
+        self._on_token = on_token
+        self._stop_token_ids = stop_token_ids
+        self._is_prompt = True
+
+    def put(self, token_ids: torch.Tensor) -> None:
+        for token_id in [] if self._is_prompt else token_ids.tolist():
+            if token_id not in self._stop_token_ids:
+                self._on_token(token_id)
+        self._is_prompt = False
+
+    def end(self) -> None:
+        """Nothing is held back here."""
+
+
 def _groups(
     policy: PolicyModel, prompts: Sequence[Sequence[int]], order: list[int], max_new_tokens: int
 ) -> Iterator[list[int]]:
@@ -86,6 +127,7 @@ def _generate_rows(
     max_new_tokens: int,
     stop_token_ids: Sequence[int],
     devices: DeviceManager,
+    told: "_Teller | None" = None,
 ) -> list[Generation]:
     """Answers rows together; those that have stopped are left behind as soon as they are many."""
     longest = max(map(len, rows))
@@ -114,6 +156,7 @@ def _generate_rows(
                 attention_mask=mask_BT,
                 past_key_values=cache,
                 stopping_criteria=StoppingCriteriaList(enough),
+                streamer=told,
             )
         written = ids_BT[:, longest:]
         goes_on_B = ~torch.isin(written, stops).any(dim=1) & (ids_BT.shape[1] < end)

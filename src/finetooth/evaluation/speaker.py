@@ -1,7 +1,7 @@
 """A policy that can be talked to: parameters, tokenizer and template of a run or a model folder."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetooth.base.devices import DeviceManager
@@ -9,15 +9,18 @@ from finetooth.base.errors import ConfigError, FinetoothError, problem
 from finetooth.base.files import check_folder
 from finetooth.config.load import load_config
 from finetooth.config.schema import ModelConfig
+from finetooth.data.masks.reasoning import fitted
 from finetooth.data.preparation import prepare_data
 from finetooth.data.records import Message
 from finetooth.data.templates.template import Template, encode_prompt, resolve_template
 from finetooth.data.tokenizer.tokenizer import load_tokenizer
-from finetooth.evaluation.generation import Generation, generate
+from finetooth.evaluation.generation import Generation, generate, generate_one
 from finetooth.evaluation.targets import PLACE, Target, find_target, template_notes, told_time
+from finetooth.evaluation.text_pieces import TextPieces
 from finetooth.model.legacy.reading import is_legacy
 from finetooth.model.load import load_policy
 from finetooth.model.policy import PolicyModel
+from finetooth.model.vocabulary import add_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Speaker:
 
     def reply(self, conversations: Sequence[Sequence[Message]], *, max_new_tokens: int) -> list[Reply]:
         """One answer per conversation; each ends with a user message."""
-        prompts = [encode_prompt(self.template, messages) for messages in conversations]
+        prompts = [self.encode(messages) for messages in conversations]
         return [self.in_words(one) for one in self.go_on(prompts, max_new_tokens=max_new_tokens)]
 
     def go_on(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[Generation]:
@@ -50,6 +53,37 @@ class Speaker:
             stop_token_ids=self.template.stop_token_ids,
             devices=self.devices,
         )
+
+    def say(
+        self, messages: Sequence[Message], *, max_new_tokens: int, on_text: Callable[[str], object]
+    ) -> Reply:
+        """The answer to one conversation, as `reply` gives it; told piece by piece while it is written.
+
+        on_text: called with each piece, which cuts no character and never holds the stop token
+        """
+        pieces = TextPieces(self.template.tokenizer.decode)
+        generation = generate_one(
+            self.policy,
+            self.encode(messages),
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=self.template.stop_token_ids,
+            devices=self.devices,
+            on_token=lambda token_id: on_text(pieces.add(token_id)),
+        )
+        on_text(pieces.rest())
+        return Reply(pieces.text, generation.stopped)
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The ids that the policy is given; no text of a message becomes a control token.
+
+        Raises DataError where the template refuses the messages.
+        """
+        return encode_prompt(self.template, fitted(tuple(messages), self.template))
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens prompt and answer may have together; None where nothing limits them."""
+        return getattr(self.policy.model.config.get_text_config(), "max_position_embeddings", None)
 
     def in_words(self, generation: Generation) -> Reply:
         """The text of what it wrote."""
@@ -64,6 +98,29 @@ def open_speaker(name: str, *, devices: DeviceManager | None = None) -> Speaker:
     target, devices = find_target(name), devices or DeviceManager()
     template = template_of(target)
     return Speaker(load_target(target, devices=devices), template, devices)
+
+
+def open_base(name: str, speaker: Speaker) -> Speaker:
+    """The base that a run began with, spoken to in the run's template: the policy before its first step.
+
+    name, speaker: the run, and what `open_speaker` made of it. Of a policy with an adapter, the base is the
+    same model with the adapter switched off; otherwise the model that the run's config.yaml names is loaded.
+    Raises ConfigError where no base is known, or where it is absent.
+    """
+    if speaker.policy.adapter is not None:
+        return replace(speaker, policy=speaker.policy.frozen_copy())
+    run = find_target(name).run
+    if run is None:
+        fact = f"{name} is no run directory, so that its base is not known"
+        raise ConfigError(problem("/base", fact, "talk to the run, or use finetooth compare"))
+    model = load_config(run / "config.yaml").model
+    if model.path is None:
+        raise ConfigError(problem("/base", f"{name} began with fresh parameters", "it has no base"))
+    base = load_policy(model, devices=speaker.devices)
+    known = load_tokenizer(model.tokenizer or model.path).control_tokens
+    added = [name for name in speaker.template.tokenizer.control_tokens if name not in known]
+    add_rows(base, replace(speaker.template, added_tokens=tuple(added)))
+    return replace(speaker, policy=base)
 
 
 def template_of(target: Target) -> Template:
