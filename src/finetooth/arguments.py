@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from finetooth.base.errors import ConfigError, all_at_once, problem
+from finetooth.shells import complete_setting, complete_setting_behind_target
 
 if TYPE_CHECKING:
     from finetooth.config.schema import SFTConfig
@@ -70,13 +71,18 @@ def _go_offline(asked: bool) -> None:
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="File with the settings of the run.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings that win over the file: learning_rate=1e-4"),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings that win over the file: learning_rate=1e-4",
+        autocompletion=complete_setting,
+    ),
 ]
 Targets = Annotated[
     list[str],
     typer.Argument(
         metavar="TARGET... [KEY=VALUE...]",
         help="Run directories, checkpoints, model folders; settings that win over those of the run.",
+        autocompletion=complete_setting_behind_target,
     ),
 ]
 Target = Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory or model folder.")]

@@ -39,6 +39,7 @@ from finetooth.arguments import (
 from finetooth.base.errors import ConfigError, FinetoothError, problem
 from finetooth.base.stopping import StopRequest
 from finetooth.outcome import ending_at_once, fail, run_verb
+from finetooth.shells import Shell, answer_shells, script_for
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +53,7 @@ def main() -> None:
     # A thread that waits for another one soon sleeps: with the default, it burns the core that the other one
     # needs whenever another program is busy too. GNU's OpenMP reads this when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    answer_shells()
     with ending_at_once():
         app(args=spell_out_resume(sys.argv[1:]), prog_name="finetooth")
 
@@ -59,6 +61,12 @@ def main() -> None:
 def _print_version(asked: bool) -> None:
     if asked:
         print(f"finetooth {__version__}")
+        raise typer.Exit
+
+
+def _print_completion(shell: Shell | None) -> None:
+    if shell is not None:
+        print(script_for(shell), end="")
         raise typer.Exit
 
 
@@ -72,6 +80,10 @@ def describe(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    completion: Annotated[
+        Shell | None,
+        typer.Option(callback=_print_completion, is_eager=True, help="Print what makes it complete."),
+    ] = None,
 ) -> None:
     """Supervised fine-tuning of causal language models in which every token is accounted for."""
 
