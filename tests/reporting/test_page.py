@@ -1,5 +1,7 @@
 """A page shows the samples whole, and nothing in it can run, be fetched or leave its place."""
 
+import base64
+import hashlib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -56,11 +58,11 @@ class Page(HTMLParser):
 ELEMENTS = {
     "html", "head", "meta", "title", "style", "body", "header", "main", "footer", "section", "div", "span",
     "h1", "h2", "dl", "dt", "dd", "table", "tr", "th", "td", "figure", "figcaption", "ul", "li", "p", "pre",
-    "b", "i", "label", "input", "br", "wbr",
+    "b", "label", "input", "br", "wbr", "svg", "rect",
 }
 ATTRIBUTES = {
-    "lang", "charset", "http-equiv", "content", "name", "class", "data-t", "title", "style", "id", "type",
-    "role", "scope", "aria-label",
+    "lang", "charset", "http-equiv", "content", "name", "class", "data-t", "id", "type", "role", "scope",
+    "aria-label", "width", "height", "viewbox", "preserveaspectratio", "x", "y",
 }
 # fmt: on
 
@@ -71,8 +73,10 @@ def test_a_page_holds_the_samples_and_nothing_that_could_run_or_be_fetched():
     assert {tag for tag, _ in page.elements} <= ELEMENTS
     assert {name for _, attributes in page.elements for name in attributes} <= ATTRIBUTES
     [policy] = [a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     text = Path("page.html").read_text()
+    digest = hashlib.sha256(text.partition("<style>")[2].partition("</style>")[0].encode()).digest()
+    style = f"'sha256-{base64.b64encode(digest).decode()}'"
+    assert policy == f"default-src 'none'; style-src {style}; base-uri 'none'; form-action 'none'"
     assert "url(" not in text
     assert "http" not in text.replace("http-equiv", "")
     samples = inspected("--html", "page.html")["samples"]
@@ -121,7 +125,7 @@ def test_a_page_without_escaping_would_be_broken(folder: Path, monkeypatch: pyte
     """Negative control."""
     unsafe = jinja2.Environment
     monkeypatch.setattr(jinja2, "Environment", lambda **o: unsafe(**{**o, "autoescape": False}))
-    monkeypatch.setattr(module, "_template", module._template.__wrapped__)
+    monkeypatch.setattr(module, "environment_of", module.environment_of.__wrapped__)
     write_records(folder, [RECORDS[0], {"messages": turns(HOSTILE, "")}])
     assert command("--html", "unsafe.html").exit_code == 0
     assert "<script>alert(1)" in Path("unsafe.html").read_text()

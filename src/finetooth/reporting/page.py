@@ -1,16 +1,14 @@
 """Samples and figures as one HTML page that needs nothing else: no script, no font, no network.
 
 Whatever comes from the data is escaped twice over: characters that do not print become visible escapes, and
-Jinja2 escapes the rest for HTML. The page's own policy forbids scripts and everything external.
+Jinja2 escapes the rest for HTML. The page's own policy allows its one style sheet, by its hash, and nothing
+besides.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from finetooth.base.terminal import make_visible
@@ -18,9 +16,8 @@ from finetooth.data.pieces import Piece, pieces_of
 from finetooth.data.records import Document
 from finetooth.data.tokenizer.tokenizer import Tokenizer
 from finetooth.reporting.mask_view import visible
+from finetooth.reporting.rendering import MAX_BYTES, environment_of
 from finetooth.reporting.samples import Sample
-
-MAX_BYTES = 2_000_000
 
 _TOKENS_SHOWN = 20_000
 _TEXT_SHOWN = 20_000
@@ -62,7 +59,8 @@ def _render(facts: Facts, samples: Sequence[Sample], tokenizer: Tokenizer, token
     sections = [_section(sample, tokenizer, limit) for sample in samples]
     names = list(dict.fromkeys(name for counts in facts.splits.values() for name in counts))
     bars = _bars(facts.lengths)
-    return _template().render(facts=facts, count_names=names, bars=bars, sections=sections)
+    template = environment_of("inspect.css").get_template("inspect.html.jinja")
+    return template.render(facts=facts, count_names=names, bars=bars, sections=sections)
 
 
 def _section(sample: Sample, tokenizer: Tokenizer, limit: int) -> dict[str, Any]:
@@ -116,13 +114,3 @@ def _bars(lengths: np.ndarray | None) -> list[dict[str, Any]]:
         {"first": place * width, "last": (place + 1) * width - 1, "count": count, "height": count / highest}
         for place, count in enumerate(counts.tolist())
     ]
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    text = resources.files("finetooth.reporting").joinpath("templates/inspect.html.jinja").read_text("utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["visible"] = make_visible
-    return environment.from_string(text)

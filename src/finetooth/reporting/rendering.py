@@ -20,7 +20,7 @@ def rendered_within(template: str, **values: Any) -> str:
     """The page of a template; its long texts are cut so far that it holds at most 2 MB, and it says so."""
     part = 1.0
     while True:
-        page = _environment().get_template(template).render(part=part, **values)
+        page = environment_of("report.css").get_template(template).render(part=part, **values)
         if len(page.encode()) <= MAX_BYTES or part <= _SMALLEST_PART:
             return page
         part /= 2
@@ -39,7 +39,8 @@ def brief(text: object, most: float) -> str:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def environment_of(style_sheet: str) -> jinja2.Environment:
+    """The environment of the templates that share a style sheet, which they hold with its hash."""
     environment = jinja2.Environment(
         autoescape=True,
         loader=jinja2.FunctionLoader(_text_of),
@@ -54,7 +55,7 @@ def _environment() -> jinja2.Environment:
         "in_words": in_words,
         "figure": figure,
     }
-    style = _text_of("report.css")
+    style = _text_of(style_sheet)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     environment.globals |= {"style": style, "style_hash": f"sha256-{digest}"}
     return environment
