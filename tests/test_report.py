@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.reported import Page, change_json, command, copied, train_small_run
+from tests.reported import Page, change_json, command, copied, page_of, train_small_run
 from tests.small_run import SOURCES
 
 from finetooth import train as train_module
@@ -135,6 +136,59 @@ def test_it_loads_neither_torch_nor_transformers(run: Path):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == "['tokenizers']\n"
+
+
+def test_the_answers_of_eval_are_shown_the_wrong_ones_first(run: Path, tmp_path: Path):
+    run = copied(run, tmp_path)
+    lines = [
+        {"origin": f"dev.jsonl:{n}", "prompt": f"What is {n}?", "generated": f"It is {n}.", "reference": "1"}
+        | {"stopped": n != 3, "exact_match": n == 1, "extracted": str(n), "num_tokens": n, "loops": n == 2}
+        | {"loss": 0.5}
+        for n in (1, 2, 3)
+    ]
+    (run / "samples" / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = page_of(run)
+    told = "3 answers: 33.3 % right, 66.7 % stop by themselves, 1 end in a loop."
+    assert told in page.text
+    heads = [text for place, text in page.texts if text.startswith("the policy's answer")]
+    assert heads == [
+        "the policy's answer · ends in a loop · 2 tokens · loss of the record's answer 0.5 · compared: 2",
+        "the policy's answer · did not stop · 3 tokens · loss of the record's answer 0.5 · compared: 3",
+        "the policy's answer · 1 token · loss of the record's answer 0.5 · compared: 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("holder", "state"),
+    [
+        ({"host": socket.gethostname(), "pid": 1}, "running"),
+        ({"host": "another machine", "pid": 1}, "running or cut off"),
+        ({"host": socket.gethostname(), "pid": os.getpid()}, "stopped"),
+        ({"host": socket.gethostname(), "pid": 2**22 + 1}, "stopped"),
+        ({"host": socket.gethostname(), "pid": "1"}, "stopped"),
+        ({}, "stopped"),
+    ],
+)
+def test_a_run_that_is_gone_on_with_is_not_called_stopped(
+    run: Path, tmp_path: Path, holder: dict[str, Any], state: str
+):
+    """Process 1 is always there; of a lock whose process is gone, nobody is in the way."""
+    run = copied(run, tmp_path)
+    change_json(run / "summary.json", lambda summary: summary | {"state": "stopped"})
+    (run / ".lock").write_text(json.dumps(holder | {"since": "today"}))
+    read = read_run(str(run))
+    assert read.state == state
+    assert ("seconds" in read.summary) == (state == "stopped")
+    commands = page_of(run).text
+    assert ("--resume auto" in commands) == (state == "stopped")
+
+
+def test_a_run_that_went_on_and_was_cut_off_says_so(run: Path, tmp_path: Path):
+    run = copied(run, tmp_path)
+    change_json(run / "summary.json", lambda summary: summary | {"state": "stopped", "num_steps": 4})
+    assert read_run(str(run)).state == "cut off"
+    change_json(run / "summary.json", lambda summary: summary | {"num_steps": 10})
+    assert read_run(str(run)).state == "stopped"
 
 
 def test_a_run_that_fails_leaves_a_report_that_says_why(run: Path, monkeypatch: pytest.MonkeyPatch):

@@ -156,7 +156,7 @@ def test_a_run_that_has_left_little_says_what_is_not_known(run: Path, tmp_path: 
     page = page_of(run)
     text = page.text
     assert [a["id"] for tag, a in page.elements if tag == "section"] == SECTIONS
-    assert "running or cut off" in text
+    assert "cut off" in text
     assert "No update was logged, so there is no curve." in text
     assert "There is no data.json in the run directory" in text
     assert "There is no ledger in the run directory." in text
@@ -190,7 +190,7 @@ def test_texts_that_are_not_escaped_would_be_noticed(
     """Negative control."""
     unsafe = jinja2.Environment
     monkeypatch.setattr(jinja2, "Environment", lambda **o: unsafe(**{**o, "autoescape": False}))
-    monkeypatch.setattr(rendering, "_environment", rendering._environment.__wrapped__)
+    monkeypatch.setattr(rendering, "environment_of", rendering.environment_of.__wrapped__)
     run = copied(run, tmp_path)
     fill_texts(run, "<x-y>z</x-y>")
     assert report_page(read_run(str(run))).count("<x-y>") > 50

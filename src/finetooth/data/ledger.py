@@ -16,7 +16,7 @@ ledger.jsonl holds one line per record, in the order of the files, those of dev 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -117,32 +117,53 @@ class Counts:
     reasons: dict[str, int] = field(default_factory=dict[str, int])
 
 
+class _Line(msgspec.Struct):
+    """What is counted of a line."""
+
+    split: str
+    state: State
+    reason: str | None
+    mask: str | None
+    documents: int
+    tokens: int
+    targets: int
+
+
 def count_ledger(path: Path) -> dict[str, Counts]:
-    """Reads a ledger back: the counts of each split that occurs in it."""
+    """Reads a ledger back: the counts of each split that occurs in it.
+
+    Raises msgspec.MsgspecError for a line of another kind.
+    """
     counts: dict[str, Counts] = {}
-    with path.open("rb") as file:
-        for text in file:
-            line: dict[str, Any] = msgspec.json.decode(text)
-            split = counts.setdefault(line["split"], Counts())
-            split.records += 1
-            if line["state"] == "kept":
-                split.kept += 1
-                split.documents += line["documents"]
-                split.tokens += line["tokens"]
-                split.targets += line["targets"]
-            else:
-                split.dropped += line["state"] == "dropped"
-                split.refused += line["state"] == "refused"
-                split.reasons[line["reason"]] = split.reasons.get(line["reason"], 0) + 1
+    for line in _lines(path):
+        split = counts.setdefault(line.split, Counts())
+        split.records += 1
+        if line.state == "kept":
+            split.kept += 1
+            split.documents += line.documents
+            split.tokens += line.tokens
+            split.targets += line.targets
+        else:
+            split.dropped += line.state == "dropped"
+            split.refused += line.state == "refused"
+            reason = line.reason or ""
+            split.reasons[reason] = split.reasons.get(reason, 0) + 1
     return counts
 
 
 def count_masks(path: Path) -> dict[str, int]:
-    """Of how many records that are kept, in either split, the targets come from where: {"proved": 2601}."""
+    """Of how many records that are kept, in either split, the targets come from where: {"proved": 2601}.
+
+    Raises msgspec.MsgspecError for a line of another kind.
+    """
     masks: dict[str, int] = {}
-    with path.open("rb") as file:
-        for text in file:
-            line: dict[str, Any] = msgspec.json.decode(text)
-            if line["state"] == "kept":
-                masks[line["mask"]] = masks.get(line["mask"], 0) + 1
+    for line in _lines(path):
+        if line.state == "kept" and line.mask is not None:
+            masks[line.mask] = masks.get(line.mask, 0) + 1
     return masks
+
+
+def _lines(path: Path) -> Iterator[_Line]:
+    decoder = msgspec.json.Decoder(_Line)
+    with path.open("rb") as file:
+        yield from map(decoder.decode, file)

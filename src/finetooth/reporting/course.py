@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from finetooth.base.errors import FinetoothError, problem
+from finetooth.reporting.run_files import MetricsLine, require_kind
 
 COLUMNS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "peak_memory_mb")
 
 # How wide a smoothed value looks to each side, as a share of the points.
 _SMOOTHED_SHARE = 0.025
 _FEWEST_SMOOTHED = 20
+# Nothing that is measured is so large, and sums of smaller numbers stay finite.
+_TOO_LARGE = 1e30
 _NUMBERS = ("step", "loss", "learning_rate", "grad_norm", "num_targets", "num_tokens", "seconds")
 
 
@@ -152,22 +156,25 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         for number, text in enumerate(file, start=1):
             if not text.endswith("\n"):
                 break
-            try:
-                line = json.loads(text)
-            except ValueError:
-                line = None
-            if not isinstance(line, dict) or not is_number(line.get("step")):
-                fact = "no line that a run writes"
-                raise FinetoothError(
-                    problem(f"{path}:{number}", fact, "remove the line, or name another run")
-                )
-            lines.append(line)
+            lines.append(_line(text, f"{path}:{number}"))
     return lines
+
+
+def _line(text: str, place: str) -> dict[str, Any]:
+    remedy = "remove the line, or name another run"
+    try:
+        line = json.loads(text)
+        require_kind(line, MetricsLine)
+    except msgspec.ValidationError as error:
+        raise FinetoothError(problem(place, f"no line that a run writes: {error}", remedy)) from None
+    except (ValueError, RecursionError):
+        raise FinetoothError(problem(place, "no line that a run writes", remedy)) from None
+    return line
 
 
 def is_number(value: object) -> bool:
     """Whether it is a number that can be drawn and told."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
 
 
 def _number(value: object) -> float:

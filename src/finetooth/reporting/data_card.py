@@ -23,6 +23,7 @@ from finetooth.data.preparation import PreparedData
 from finetooth.data.records import Document, DocumentSource
 from finetooth.data.templates.template import Template
 from finetooth.data.tokenizer.tokenizer import Tokenizer
+from finetooth.reporting.run_files import DataSummary, ShownSource, require_kind
 from finetooth.reporting.samples import Sample, choose_samples
 from finetooth.reporting.step_report import RowReport, report_step
 from finetooth.reporting.summary import remarks_on_kept, summary_data
@@ -166,10 +167,13 @@ def read_data_card(folder: Path) -> DataCard | None:
     if not path.is_file():
         return None
     try:
-        return msgspec.json.decode(path.read_bytes(), type=DataCard)
+        card = msgspec.json.decode(path.read_bytes(), type=DataCard)
+        require_kind(card.summary, DataSummary)
+        require_kind(card.sources, list[ShownSource])
     except msgspec.MsgspecError as error:
         fact = f"holds something else than a run writes ({error})"
         raise FinetoothError(problem(path, fact, "remove it; the report says then what it lacks")) from None
+    return card
 
 
 def _endings(documents: DocumentSource, template: Template) -> Endings:

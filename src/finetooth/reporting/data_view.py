@@ -110,13 +110,13 @@ def _sources(card: DataCard, statistics: Mapping[str, Any]) -> list[tuple[str, s
 
 def _histograms(split: str, statistics: Mapping[str, Any]) -> list[Histogram]:
     found: list[Histogram] = []
-    lengths = statistics.get("lengths") or {}
-    if lengths:
+    lengths = statistics.get("lengths", {})
+    if {"histogram", "median", "p95"} <= lengths.keys():
         edges, counts = lengths["histogram"]["edges"], lengths["histogram"]["counts"]
         told = [f"{low:,.0f} to {high:,.0f} tokens" for low, high in itertools.pairwise(edges)]
         title = f"{split}: tokens per document, median {lengths['median']:,.0f}, 95 % ≤ {lengths['p95']:,}"
         found.append(_histogram(title, told, counts, f"{edges[-1]:,.0f}"))
-    turns = statistics.get("turns") or {}
+    turns = statistics.get("turns", {})
     if len(turns) > 1:
         most = max(map(int, turns))
         counts = [turns.get(str(number), 0) for number in range(most + 1)]

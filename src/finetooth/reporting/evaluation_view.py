@@ -29,22 +29,12 @@ class EvaluationTable:
 def evaluation_table(run: Run) -> EvaluationTable:
     """The evaluations of a run; of many the first, the last, the best and others at even distances."""
     figures = [(int(line["step"]), _figures(line)) for line in run.course.evaluations]
-    names = {name: None for _, values in figures for name in values}
-    columns = [
-        *(name for name in _FIRST_NAMES if name in names),
-        *(n for n in names if n not in _FIRST_NAMES),
-    ]
+    columns = _ordered([values for _, values in figures])
     best = best_step(run)
     shown = _shown_places([step for step, _ in figures], best)
     return EvaluationTable(
         columns=columns[:_MOST_COLUMNS],
-        rows=[
-            (
-                figures[place][0],
-                [_cell(name, figures[place][1].get(name)) for name in columns[:_MOST_COLUMNS]],
-            )
-            for place in shown
-        ],
+        rows=[(figures[place][0], _cells(columns[:_MOST_COLUMNS], figures[place][1])) for place in shown],
         best=best,
         num_hidden_rows=len(figures) - len(shown),
         num_hidden_columns=max(0, len(columns) - _MOST_COLUMNS),
@@ -64,18 +54,13 @@ def best_step(run: Run) -> int | None:
 def side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str], int | None]]:
     """Name, values of each run, and the place of the best one, for each figure of the last evaluations."""
     lasts = [_figures(run.course.evaluations[-1]) if run.course.evaluations else {} for run in runs]
-    names = {name: None for last in lasts for name in last}
-    ordered = [
-        *(name for name in _FIRST_NAMES if name in names),
-        *(n for n in names if n not in _FIRST_NAMES),
-    ]
     return [
         (
             name,
             [_cell(name, last.get(name)) for last in lasts],
             _best_place(name, [x.get(name) for x in lasts]),
         )
-        for name in ordered
+        for name in _ordered(lasts)
     ]
 
 

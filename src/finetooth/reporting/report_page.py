@@ -14,6 +14,7 @@ from finetooth.base.files import write_atomically
 from finetooth.config.keys import SETTINGS
 from finetooth.reporting.before_after import before_after
 from finetooth.reporting.data_view import data_view
+from finetooth.reporting.evaluated_answers import evaluated_answers
 from finetooth.reporting.evaluation_view import evaluation_table, headline
 from finetooth.reporting.findings import findings_of
 from finetooth.reporting.numerals import duration
@@ -40,6 +41,7 @@ def report_page(run: Run) -> str:
         data=data_view(run),
         before_after=before_after(*answers) if len(answers) == 2 else None,
         answer_steps=list(run.answers),
+        evaluated=evaluated_answers(run.evaluated),
         evaluations=evaluation_table(run),
         settings=settings_by_section(run),
         num_settings=len(SETTINGS),
@@ -110,7 +112,7 @@ def _commands(run: Run) -> Iterator[tuple[str, str]]:
     """Titles and shell commands: what can be done with the run as it is."""
     name = shlex.quote(run.name)
     config = shlex.quote(f"{run.name.rstrip('/')}/config.yaml")
-    if run.state != "finished" or run.form is None:
+    if not run.state.startswith("running") and (run.state != "finished" or run.form is None):
         yield "Go on where it ended", f"finetooth train {config} --resume auto"
     if run.form is None:
         return

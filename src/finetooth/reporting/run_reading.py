@@ -1,6 +1,6 @@
 """A run directory read back: everything that a report tells, also of a run that was stopped or failed."""
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,19 +8,35 @@ from typing import Any
 
 import msgspec
 
-from finetooth.base.errors import ConfigError, FinetoothError, problem
+from finetooth.base.errors import ConfigError, problem
 from finetooth.config.describe import origins_of
 from finetooth.config.load import load_config
 from finetooth.config.schema import SFTConfig
 from finetooth.data.ledger import Counts, count_ledger, count_masks
 from finetooth.reporting.course import Course, read_course
 from finetooth.reporting.data_card import DataCard, read_data_card
+from finetooth.reporting.run_files import (
+    Environment,
+    Manifest,
+    Measured,
+    ScheduleFile,
+    Summary,
+    Verified,
+    damaged,
+    read_object,
+)
 from finetooth.reporting.serving import Form
+from finetooth.training.run_lock import who_writes
+
+_OF_STEP = re.compile(r"step-(\d{1,12})")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a policy wrote to one prompt, as a line of samples/ holds it."""
+    """What a policy wrote to one prompt, as a line of samples/ holds it.
+
+    extracted, num_tokens, loops, loss: what `finetooth eval` tells besides, of newer runs
+    """
 
     origin: str
     prompt: str
@@ -28,6 +44,10 @@ class Answer:
     reference: str
     stopped: bool
     exact_match: bool
+    extracted: str | None = None
+    num_tokens: int | None = None
+    loops: bool = False
+    loss: Measured = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +56,15 @@ class Run:
 
     name:        as it was given
     origins:     by dotted key, where each setting was set
-    environment, schedule, summary, verified: the JSON files of these names; empty where there is none
+    environment, schedule, summary, verified: the JSON files of these names; empty where there is none, as
+                 is the summary of a run that has gone on since it was written
     counts:      by split, what the ledger says
     masks:       of how many kept records the targets come from where
     data:        None where there is no data.json
     answers:     by step, what samples/ holds of the first and the last evaluation
+    evaluated:   the answers that `finetooth eval` wrote last
+    state:       finished, stopped or failed; "running" while a process writes into the directory; "cut off"
+                 where a run ended without a word, perhaps after it went on with one that had been stopped
     form:        how final/ holds the policy; None where there is none
     hashes:      of each file of final/, its SHA-256
     """
@@ -58,13 +82,10 @@ class Run:
     course: Course
     data: DataCard | None
     answers: Mapping[int, Sequence[Answer]]
+    evaluated: Sequence[Answer]
+    state: str
     form: Form | None
     hashes: Mapping[str, str]
-
-    @property
-    def state(self) -> str:
-        """finished, stopped, failed, or that it is still running or ended without a word."""
-        return str(self.summary.get("state", "running or cut off"))
 
 
 def read_run(name: str, *, place: str = "command line") -> Run:
@@ -80,55 +101,57 @@ def read_run(name: str, *, place: str = "command line") -> Run:
     try:
         counts = count_ledger(ledger) if ledger.is_file() else {}
         masks = count_masks(ledger) if ledger.is_file() else {}
-    except (msgspec.MsgspecError, KeyError, TypeError):
-        raise _damaged(ledger) from None
+    except msgspec.MsgspecError:
+        raise damaged(ledger) from None
+    course = read_course(folder / "metrics.jsonl")
+    summary = read_object(folder / "summary.json", Summary)
+    state = _state(folder, summary, course)
     return Run(
         name=name,
         folder=folder,
         config=load_config(folder / "config.yaml"),
         origins=origins_of((folder / "config.yaml").read_text(encoding="utf-8")),
-        environment=_object(folder / "environment.json"),
-        schedule=_object(folder / "schedule.json"),
-        summary=_object(folder / "summary.json"),
-        verified=_object(folder / "verified.json"),
+        environment=read_object(folder / "environment.json", Environment),
+        schedule=read_object(folder / "schedule.json", ScheduleFile),
+        summary=summary if state == summary.get("state") else {},
+        verified=read_object(folder / "verified.json", Verified),
         counts=counts,
         masks=masks,
-        course=read_course(folder / "metrics.jsonl"),
+        course=course,
         data=read_data_card(folder),
         answers=_answers(folder / "samples"),
+        evaluated=_lines(folder / "samples" / "eval.jsonl"),
+        state=state,
         form=_form(folder / "final"),
         hashes=_hashes(folder / "final" / "MANIFEST.json"),
     )
 
 
-def _object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise _damaged(path)
-    return content
-
-
-def _damaged(path: Path) -> FinetoothError:
-    return FinetoothError(problem(path, "not what a run writes", "restore it, or name another run"))
+def _state(folder: Path, summary: Mapping[str, Any], course: Course) -> str:
+    """How a run ended, as its summary says, unless it has gone on since."""
+    writer = who_writes(folder)
+    if writer != "nobody":
+        return "running" if writer == "a process here" else "running or cut off"
+    last = int(course.steps[-1]) if len(course.steps) else 0
+    has_gone_on = last > summary.get("num_steps", last)
+    return "cut off" if has_gone_on else summary.get("state", "cut off")
 
 
 def _answers(folder: Path) -> dict[int, list[Answer]]:
     """Those of the first and the last evaluation."""
-    steps = {int(path.stem.removeprefix("step-")): path for path in sorted(folder.glob("step-*.jsonl"))}
+    named = ((_OF_STEP.fullmatch(path.stem), path) for path in sorted(folder.glob("step-*.jsonl")))
+    steps = {int(match[1]): path for match, path in named if match is not None}
     ends = sorted({min(steps), max(steps)}) if steps else []
     return {step: _lines(steps[step]) for step in ends}
 
 
 def _lines(path: Path) -> list[Answer]:
+    if not path.is_file():
+        return []
     try:
         return [msgspec.json.decode(line, type=Answer) for line in path.read_bytes().splitlines()]
     except msgspec.MsgspecError:
-        raise _damaged(path) from None
+        raise damaged(path) from None
 
 
 def _form(final: Path) -> Form | None:
@@ -140,5 +163,5 @@ def _form(final: Path) -> Form | None:
 
 
 def _hashes(path: Path) -> dict[str, str]:
-    files = _object(path).get("files", {})
-    return {str(name): str(entry["sha256"]) for name, entry in files.items()}
+    files = read_object(path, Manifest).get("files", {})
+    return {name: entry["sha256"] for name, entry in files.items()}

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.files import told_plainly
@@ -46,6 +46,19 @@ def locked(folder: Path, *, place: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def who_writes(folder: Path) -> Literal["nobody", "a process here", "a process elsewhere"]:
+    """Who, besides this process, writes into a run directory, as its lock says.
+
+    The lock is read and not tried, which could keep a run from starting. So the process of another machine
+    counts as alive.
+    """
+    path = folder / LOCK_NAME
+    holder = _parsed(path.read_bytes()) if path.is_file() else None
+    if holder is None or holder["pid"] == os.getpid() or not _may_live(holder):
+        return "nobody"
+    return "a process here" if holder["host"] == socket.gethostname() else "a process elsewhere"
+
+
 def _open_locked(path: Path, place: str) -> int:
     while True:
         with told_plainly(path):
@@ -64,11 +77,17 @@ def _open_locked(path: Path, place: str) -> int:
 
 
 def _read(descriptor: int) -> dict[str, Any] | None:
+    return _parsed(os.pread(descriptor, 4096, 0))
+
+
+def _parsed(content: bytes) -> dict[str, Any] | None:
+    """What a lock says; None where it is no lock of a run."""
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
+        holder = json.loads(content)
     except ValueError:
         return None
-    return holder if isinstance(holder, dict) and {"host", "pid", "since"} <= holder.keys() else None
+    is_lock = isinstance(holder, dict) and {"host", "pid", "since"} <= holder.keys()
+    return holder if is_lock and isinstance(holder["pid"], int) else None
 
 
 def _may_live(holder: dict[str, Any]) -> bool:
