@@ -170,6 +170,62 @@ def test_answers_of_gsm8k_are_compared(folder: Path):
     assert "evaluation.exact_match" not in init("dev=null", "--force")["settings"]
 
 
+# As Qwen3's own: an answer without reasoning has an empty <think>, which the prompt has where that is asked.
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}"
+    "<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    "{% endif %}"
+)
+
+
+def test_a_template_is_told_that_there_is_no_reasoning(folder: Path):
+    write_small_tokenizer(folder / "base", chat_template=THINKING)
+    told = init()
+    assert told["settings"]["data.template_args"] == {"enable_thinking": False}
+    assert told["reasons"]["data.template_args"] == "no record has reasoning; prompts in use say so too"
+    for sample in told["samples"]:
+        trained = "".join(text for text, loss_weight in pieces_of(sample) if loss_weight)
+        assert "think" not in trained
+    assert load_config("run.yaml").data.template_args == {"enable_thinking": False}
+    assert run("prepare", "run.yaml").exit_code == 0
+
+
+def pieces_of(sample: dict[str, Any]) -> list[tuple[str, float]]:
+    return [(piece[0], piece[1]) for piece in sample["pieces"]]
+
+
+def test_where_it_is_not_told_so_an_empty_reasoning_would_be_trained(folder: Path):
+    """Negative control; what is given stays."""
+    write_small_tokenizer(folder / "base", chat_template=THINKING)
+    told = init("template_args={enable_thinking: true}")
+    assert told["settings"]["data.template_args"] == {"enable_thinking": True}
+    assert told["reasons"]["data.template_args"] == "as you said"
+    trained = "".join(text for text, loss_weight in pieces_of(told["samples"][0]) if loss_weight)
+    assert trained.startswith("<think>\n\n</think>")
+
+
+def test_where_a_record_has_reasoning_the_template_asks_for_it(folder: Path):
+    write_small_tokenizer(folder / "base", chat_template=THINKING)
+    with (folder / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "What is 999?", "response": "<think>\nIt is.\n</think>\n\nis 999."}))
+    assert "data.template_args" not in init()["settings"]
+
+
+def test_qwen3s_own_template_is_told_too(folder: Path, shared: Path):
+    """What a user's prompt is in use, by plain transformers from final/, is what stood before the targets."""
+    tokenizer = shared / "tokenizers" / "qwen3"
+    lines = [json.dumps({"prompt": f"What is {n}?", "response": f"is {n}."}) for n in range(40)]
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    told = init(f"tokenizer={tokenizer}")
+    assert told["settings"]["data.template_args"] == {"enable_thinking": False}
+    for sample in told["samples"]:
+        text = "".join(("⟦" if weight else "") + piece for piece, weight in pieces_of(sample))
+        assert text.partition("⟦")[0].endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+        assert "think" not in text.partition("⟦")[2]
+
+
 def test_the_run_has_a_folder_of_its_own(folder: Path):
     (folder / "runs/train").mkdir(parents=True)
     assert init()["settings"]["output_dir"] == "runs/train-2"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -22,10 +23,12 @@ from finetooth.config.keys import find_setting
 from finetooth.config.load import config_of, read_config
 from finetooth.config.schema import SFTConfig
 from finetooth.config.settings import values_of
-from finetooth.data.formats.reading import Format
+from finetooth.data.formats.reading import Format, to_conversation
+from finetooth.data.ledger import Entry
 from finetooth.data.preparation import PreparedData, prepare_data
-from finetooth.data.records import Document
-from finetooth.data.sources.inputs import examine_sources
+from finetooth.data.records import Conversation, Document, Record
+from finetooth.data.sources.inputs import Source, examine_sources
+from finetooth.data.templates.text import variables_read
 from finetooth.model.shape import ModelShape, in_short, shape_of
 from finetooth.reporting.excerpts import excerpt_data, excerpt_view
 from finetooth.reporting.record_report import ledger_entries
@@ -38,6 +41,9 @@ from finetooth.training.first_settings import (
     choose_settings,
     describe_memory,
 )
+
+THINKING = "enable_thinking"
+"""By this name, templates can be told whether to ask for reasoning (Qwen3, SmolLM3, GLM, …)."""
 
 _RECORDS_LOOKED_AT = 20_000
 _NUM_SAMPLES = 3
@@ -64,6 +70,7 @@ class _Findings:
     num_records, num_documents: how many there are in all, as far as the records that were looked at tell
     unusable:   why records cannot be used, in a few words; empty where all can
     num_leaks:  training records that also stand in dev
+    sources:    those of the training records
     """
 
     prepared: PreparedData
@@ -72,6 +79,7 @@ class _Findings:
     num_documents: int
     unusable: str
     num_leaks: int
+    sources: Sequence[Source]
 
 
 def init(
@@ -95,6 +103,10 @@ def init(
     config, shape = _settle(_given(data, model, preset), overrides, preset=preset, out=out, force=force)
     settled = _settled(config, overrides)
     findings = _look_at(config, console)
+    if "data.template_args" not in settled and _is_thinking_for_nothing(findings, config):
+        without = dataclasses.replace(config.data, template_args={THINKING: False})
+        config = dataclasses.replace(config, data=without)
+        findings = _look_at(config, console)
     situation = _situation(config, shape, findings, settled, preset)
     settings = {choice.key: choice for choice in _choices(config, situation, findings)}
     memory = describe_memory(situation, settings["training.row_tokens"].value)
@@ -204,7 +216,33 @@ def _look_at(config: SFTConfig, console: Console) -> _Findings:
         num_documents=max(1, round(len(prepared.train_documents.lengths) * num_records / counts.records)),
         unusable=_unusable(prepared),
         num_leaks=sum(leaks),
+        sources=sources,
     )
+
+
+def _is_thinking_for_nothing(findings: _Findings, config: SFTConfig) -> bool:
+    """Whether the template can be told not to ask for reasoning, and no record has any.
+
+    Else the policy would learn what the template writes in the place of absent reasoning (an empty
+    <think></think>), after prompts that ask for some.
+    """
+    template = findings.prepared.template
+    if findings.format in ("text", "tokens") or THINKING not in variables_read(template.jinja_text):
+        return False
+    entries = (
+        (source, entry)
+        for source in findings.sources
+        for entry in itertools.islice(source.entries(template), _RECORDS_LOOKED_AT)
+    )
+    return not any(_has_reasoning(source, entry, config.data.input_join) for source, entry in entries)
+
+
+def _has_reasoning(source: Source, entry: Entry, input_join: str) -> bool:
+    if not isinstance(entry, Record):
+        return False
+    fields = source.settings.fields
+    read = to_conversation(entry, format=source.format, fields=fields, input_join=input_join)
+    return isinstance(read, Conversation) and any(each.reasoning_content for each in read.messages)
 
 
 def _unusable(prepared: PreparedData) -> str:
@@ -271,12 +309,14 @@ def _described(config: SFTConfig, situation: Situation, findings: _Findings) -> 
     size += f", documents of up to {shape.positions:,} tokens" if shape.positions else ""
     on_bad_record = "drop" if findings.unusable else None
     on_leak = "drop" if findings.num_leaks else None
+    arguments = None if "data.template_args" in situation.settled else config.data.template_args
     return [
         Choice("model.path", config.model.path, size),
         Choice("model.from_config", config.model.from_config, f"fresh parameters: {size}"),
         Choice("data.train", config.data.train, f"{findings.num_records:,} records"),
         Choice("data.format", findings.format, "recognised by the fields of the records"),
         Choice("data.template", config.data.template, _TEMPLATES.get(template, "")),
+        Choice("data.template_args", arguments or None, "no record has reasoning; prompts in use say so too"),
         Choice("data.on_bad_record", on_bad_record, findings.unusable),
         Choice("data.on_leak", on_leak, f"{findings.num_leaks:,} records stand in dev too"),
     ]
