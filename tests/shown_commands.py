@@ -21,7 +21,7 @@ def commands_in_blocks(text: str) -> list[str]:
     """The commands in the fenced blocks of a page that name no language."""
     blocks = re.findall(r"^```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return [
-        line.split("  #")[0].strip()
+        re.split(r"\s#\s", line)[0].strip()
         for block in blocks
         for line in block.splitlines()
         if line.startswith("finetooth ")

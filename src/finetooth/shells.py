@@ -96,10 +96,11 @@ def _offered(before: Sequence[str], incomplete: str) -> list[str]:
     bash takes a word apart at `=`, and wants the last part: `optimizer=ad` comes as `optimizer`, `=`, `ad`,
     and `optimizer=` as `optimizer` alone.
     """
-    from finetooth.config.completing import choices_of, completions
+    from finetooth.config.completing import choices_of, completions, is_setting
 
     *earlier, last = ["", "", *before]
     if last == "=":
-        return choices_of(earlier[-1])
-    is_behind_equals = earlier[-1] == "="
-    return (not is_behind_equals and choices_of(last)) or completions(incomplete)
+        return [choice for choice in choices_of(earlier[-1]) if choice.startswith(incomplete)]
+    if earlier[-1] != "=" and is_setting(last):
+        return choices_of(last)
+    return completions(incomplete)

@@ -38,6 +38,15 @@ def choices_of(name: str) -> list[str]:
     return [] if choices == ["null"] else choices
 
 
+def is_setting(name: str) -> bool:
+    """Whether a name means one setting.
+
+    >>> is_setting("learning_rate"), is_setting("every")
+    (True, False)
+    """
+    return not isinstance(find_setting(name), Unknown)
+
+
 def _choices(kind: Any) -> list[str]:
     """The values of a type as they are typed: those of literals, true and false, null."""
     if kind is bool:
