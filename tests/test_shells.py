@@ -57,6 +57,9 @@ def offered_by_bash(path: str, *words: str) -> list[str]:
         (["finetooth", "train", "run.yaml", "optimizer", "="], ["adamw", "adamw_8bit"]),
         (["finetooth", "train", "run.yaml", "seed", "=", "1", "optimizer", "=", "adamw_"], ["adamw_8bit"]),
         (["finetooth", "train", "run.yaml", "seed", "=", "1", "warm"], ["warmup_steps="]),
+        (["finetooth", "train", "run.yaml", "data.train", "="], []),
+        (["finetooth", "eval", "runs/first", "evaluation.ev"], ["evaluation.every="]),
+        (["finetooth", "eval", "ev"], []),
         (["finetooth", "init", "a.jsonl", "--preset", "q"], ["qlora"]),
         (["finetooth", "train", "run"], []),
     ],
@@ -123,7 +126,7 @@ def answer(words: str, **variables: str) -> str:
 
 def test_fish_and_zsh_are_told_what_a_command_does():
     asked = {"_FINETOOTH_COMPLETE": "complete_fish", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    assert answer("finetooth ev", **asked) == "eval\tMeasure losses, perplexity and answers.\n"
+    assert answer("finetooth tra", **asked) == "train\tTrain the policy.\n"
     assert answer("finetooth train run.yaml adapter.ty", **asked) == "adapter.type=\n"
     assert answer("finetooth train run.yaml optimizer=adamw_", **asked) == "optimizer=adamw_8bit\n"
 
