@@ -358,7 +358,7 @@ def evaluate(
     as_json: AsJson = False,
     offline: Offline = False,
 ) -> None:
-    """Measure losses, perplexity and answers; of several targets, side by side."""
+    """Measure losses, perplexity and answers, of one policy or several."""
 
     def verb(console: "Console") -> dict[str, Any]:
         if of is not None and per_record is None:
@@ -397,7 +397,7 @@ def compare(
     as_json: AsJson = False,
     offline: Offline = False,
 ) -> None:
-    """Compare two models: answers side by side, what was forgotten, which records changed."""
+    """Compare two models by their answers and by records."""
 
     def verb(console: "Console") -> dict[str, Any]:
         texts = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]

@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.architectures import PACKED, UNPACKED, Family, ids, random_policy
 from tests.documents import small_policy
 from transformers import GenerationConfig
 
 from finetooth.base.devices import DeviceManager
 from finetooth.evaluation import generation as module
-from finetooth.evaluation.generation import Generation, ends_in_loop, generate
+from finetooth.evaluation.generation import Generation, ends_in_loop, generate, until_stop
 from finetooth.model.policy import PolicyModel
 
 CPU = DeviceManager("cpu", "fp32")
@@ -94,6 +95,18 @@ def test_any_of_several_stop_tokens_ends_an_answer():
     assert answer(POLICY, [[7, 8]], stop_token_ids=(5, middle)) == [
         Generation(first.token_ids[: first.token_ids.index(middle)], stopped=True)
     ]
+
+
+@pytest.mark.parametrize("family", PACKED + UNPACKED, ids=ids(PACKED + UNPACKED))
+def test_every_family_answers_as_it_does_alone(family: Family):
+    """Rows that have stopped are left behind; what a family keeps of the past of the others stays right."""
+    policy = random_policy(family.config)
+    prompts = [[1 + (7 * number + place) % 48 for place in range(1 + 3 * number % 8)] for number in range(7)]
+    endless = [naively(policy, prompt, 8, ()).token_ids for prompt in prompts]
+    stops = {endless[0][1], endless[3][3], endless[5][6]}
+    expected = [until_stop(token_ids, stops) for token_ids in endless]
+    assert len({len(one.token_ids) for one in expected}) > 1, "they stop at different times"
+    assert answer(policy, prompts, stop_token_ids=tuple(stops)) == expected
 
 
 def test_no_prompts_give_no_answers():
