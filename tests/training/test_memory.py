@@ -215,7 +215,7 @@ def policy_that_has_to_recompute(needed: Recompute, monkeypatch: pytest.MonkeyPa
     policy = policy_with_room_for(0)
     real, hook = policy.set_recompute, next(iter(policy._forward_pre_hooks.values()))
 
-    def set_recompute(recompute: Recompute) -> None:
+    def set_recompute(recompute: Recompute, *, compiled: bool) -> None:
         real(recompute)
         is_enough = LADDER.index(recompute) >= LADDER.index(needed)
         policy._forward_pre_hooks.clear()
