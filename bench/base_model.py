@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from work import SEED, config_of
+from work import config_of
 
 # ChatML. Its generation block tells TRL which tokens are targets; finetooth finds the same ones without.
 TEMPLATE = """{% for message in messages %}
@@ -32,14 +32,14 @@ _PARAMETERS_IN_FLOAT32 = 200e6
 _LARGEST_VOCABULARY = 32768
 
 
-def main(size: str, records: Path, folder: Path) -> None:
+def main(size: str, records: Path, folder: Path, seed: int) -> None:
     """Writes the model's and the tokenizer's files into the folder."""
     config = config_of(size)
     tokenizer = _train_tokenizer(records, vocab_size=min(config["vocab_size"], _LARGEST_VOCABULARY))
     tokenizer.save_pretrained(folder)
     (folder / "lengths.json").write_text(json.dumps({"mean": _mean_length(tokenizer, records)}))
     tokens = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     with torch.device("meta"):
         num_parameters = Qwen3ForCausalLM(Qwen3Config(**config)).num_parameters()
     dtype = torch.float32 if num_parameters <= _PARAMETERS_IN_FLOAT32 else torch.bfloat16
@@ -86,4 +86,4 @@ def _texts(records: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))

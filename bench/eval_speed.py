@@ -192,7 +192,7 @@ def _make(folder: Path, options: argparse.Namespace) -> tuple[Path, Prompts, tup
         records = read_records(options.records)
     path, base = folder / "records.jsonl", folder / "base"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    base_model.main(options.size, path, base)
+    base_model.main(options.size, path, base, SEED)
     values = {
         "model.path": str(base),
         "data.train": str(path),

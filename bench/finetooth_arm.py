@@ -15,7 +15,7 @@ from finetooth.config.load import load_config
 from finetooth.data.store import DocumentStore, open_store
 from processes import Ended, run_process
 from runs import Run
-from work import LEARNING_RATE, LORA_ALPHA, LORA_RANK, MAX_GRAD_NORM, SEED, WEIGHT_DECAY, Work, digest_of
+from work import LEARNING_RATE, LORA_ALPHA, LORA_RANK, MAX_GRAD_NORM, WEIGHT_DECAY, Work, digest_of
 
 
 def run_finetooth(work: Work, folder: Path, limit: float, **training: Any) -> Run:
@@ -39,7 +39,7 @@ def run_finetooth(work: Work, folder: Path, limit: float, **training: Any) -> Ru
             "weight_decay": WEIGHT_DECAY,
             "max_grad_norm": MAX_GRAD_NORM,
             "precision": work.precision,
-            "seed": SEED,
+            "seed": work.seed,
             **training,
         },
         # TRL measures nothing besides the loss of its steps

@@ -9,7 +9,7 @@ from typing import Any
 
 from processes import run_process
 from runs import Arm, Run
-from work import LEARNING_RATE, LORA_ALPHA, LORA_RANK, MAX_GRAD_NORM, SEED, WEIGHT_DECAY, Work
+from work import LEARNING_RATE, LORA_ALPHA, LORA_RANK, MAX_GRAD_NORM, WEIGHT_DECAY, Work
 
 AS_IT_COMES = "TRL as it comes"
 # TRL's default; of more documents in a step, batches of up to so many are accumulated.
@@ -75,7 +75,7 @@ def _equal_settings(work: Work, folder: Path) -> dict[str, Any]:
         "max_grad_norm": MAX_GRAD_NORM,
         "logging_steps": 1,
         "report_to": "none",
-        "seed": SEED,
+        "seed": work.seed,
     }
 
 

@@ -27,7 +27,7 @@ from processes import ArmError, ending_orderly, run_process
 from runs import COMPILED, FINETOOTH, Arm
 from scaling import scale
 from trl_arms import trl_arms
-from work import SIZES, Record, made_records, make_work, read_records
+from work import SEED, SIZES, Record, made_records, make_work, read_records
 
 # What is measured where nothing else is asked for: minutes on two cores, and real sizes on a GPU.
 _ON_CPU = {
@@ -115,6 +115,7 @@ def _compare(
         documents_per_step=options.documents_per_step,
         max_length=options.max_length,
         limit=options.limit,
+        seed=options.seed,
     )
     comparison = Comparison(
         arms=[Arm(FINETOOTH, run_finetooth), *wanted],
@@ -171,6 +172,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("--documents-per-step", None, "documents in a step"),
         ("--max-length", None, "longest document, in tokens, and TRL's packed rows"),
         ("--words", None, "median length of records that are made up"),
+        ("--seed", SEED, "of the model's parameters and of the order of the documents"),
         ("--repeats", 3, "runs of every arm"),
         ("--limit", 1800, "seconds that one run may take"),
     ):

@@ -37,6 +37,7 @@ class Work:
     ordered:   the same in the order in which finetooth trains them, so that others can do the same steps
     mean_length: of the documents, in tokens
     precision: finetooth's setting
+    seed:      of the base model's parameters and of the order of the documents
     """
 
     size: str
@@ -48,6 +49,7 @@ class Work:
     max_length: int
     mean_length: float
     precision: str
+    seed: int = SEED
 
     @property
     def lora(self) -> bool:
@@ -79,14 +81,16 @@ def make_work(
     documents_per_step: int,
     max_length: int,
     limit: float,
+    seed: int = SEED,
 ) -> Work:
     """Writes the records and the base model into a folder. Of the records only as many as fill whole steps.
 
     Raises ArmError where the model cannot be made within `limit` seconds.
     """
-    paths = _write_records(folder, records, documents_per_step)
+    paths = _write_records(folder, records, documents_per_step, seed)
     script = Path(__file__).with_name("base_model.py")
-    run_process([sys.executable, str(script), size, str(paths[0]), str(folder / "base")], folder, limit=limit)
+    command = [sys.executable, str(script), size, str(paths[0]), str(folder / "base"), str(seed)]
+    run_process(command, folder, limit=limit)
     return Work(
         size=size,
         base=folder / "base",
@@ -97,12 +101,13 @@ def make_work(
         max_length=max_length,
         mean_length=json.loads((folder / "base" / "lengths.json").read_text())["mean"],
         precision=_SIZES[size].get("precision", "auto"),
+        seed=seed,
     )
 
 
 def with_records(work: Work, folder: Path, records: Sequence[Record]) -> Work:
     """The same work on other records, which are written into a folder."""
-    paths = _write_records(folder, records, work.documents_per_step)
+    paths = _write_records(folder, records, work.documents_per_step, work.seed)
     return replace(work, records=paths[0], ordered=paths[1])
 
 
@@ -159,11 +164,13 @@ def digest_of(documents: Iterable[tuple[ArrayLike, ArrayLike]]) -> str:
 _PARTS = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
 
 
-def _write_records(folder: Path, records: Sequence[Record], documents_per_step: int) -> tuple[Path, Path]:
+def _write_records(
+    folder: Path, records: Sequence[Record], documents_per_step: int, seed: int
+) -> tuple[Path, Path]:
     folder.mkdir(parents=True)
     lines = [json.dumps(record) + "\n" for record in records]
     del lines[len(lines) - len(lines) % documents_per_step :]
-    order = epoch_order(len(lines), seed=SEED, epoch=0)
+    order = epoch_order(len(lines), seed=seed, epoch=0)
     paths = folder / "records.jsonl", folder / "ordered.jsonl"
     paths[0].write_text("".join(lines))
     paths[1].write_text("".join(lines[number] for number in order))
