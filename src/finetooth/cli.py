@@ -82,7 +82,9 @@ def describe(
     ] = False,
     completion: Annotated[
         Shell | None,
-        typer.Option(callback=_print_completion, is_eager=True, help="Print what makes it complete."),
+        typer.Option(
+            callback=_print_completion, is_eager=True, help="Print the script with which a shell completes."
+        ),
     ] = None,
 ) -> None:
     """Supervised fine-tuning of causal language models in which every token is accounted for."""

@@ -116,6 +116,20 @@ def test_it_can_be_printed(browser: Browser, pages: dict[str, Path], tmp_path: P
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_the_page_of_inspect_is_styled_and_asks_for_nothing(
+    browser: Browser, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(run.parent)
+    page = tmp_path / "inspect.html"
+    assert command("inspect", "run.yaml", "--html", str(page)).exit_code == 0
+    browser.open(page, is_dark=True)
+    assert browser.errors == []
+    assert browser.requests == [page.as_uri()]
+    assert browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
+    assert browser.value("document.querySelectorAll('.bars rect').length") > 1
+    assert browser.value(COLOURS) == 2
+
+
 def test_what_a_page_must_not_do_would_be_noticed(browser: Browser, pages: dict[str, Path], tmp_path: Path):
     """Negative control: a picture that is fetched, a script that fails, and one that the policy refuses."""
     page = tmp_path / "page.html"
