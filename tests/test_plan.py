@@ -11,7 +11,7 @@ from tests.small_run import SOURCES, write_run
 from typer.testing import CliRunner, Result
 
 from finetooth import plan as plan_module
-from finetooth.base.machine import Gpu, Machine
+from finetooth.base.machine import Gpu, Machine, Processor
 from finetooth.cli import app
 from finetooth.model.recompute import LADDER
 from finetooth.training.footprint import KEPT
@@ -25,6 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan_module, "this_machine", lambda: Machine(16 * GB, 12 * GB))
     monkeypatch.setattr(plan_module, "product_rate", lambda: 50e9)
+    monkeypatch.setattr(plan_module, "this_processor", lambda: Processor("plain", ("avx2",), 2, 2))
     write_run(tmp_path)
     return tmp_path
 
@@ -79,6 +80,10 @@ def test_time_is_told_roughly_where_the_rate_is_known(monkeypatch: pytest.Monkey
     assert planned("max_steps=40")["time"]["most"] > told["most"]
     for elsewhere in (("--world", "2"), ("--gpu-memory", "80GB"), ("precision=bf16",)):
         assert planned(*elsewhere)["time"] is None
+    knows_bf16 = Processor("one that may take bf16", ("avx512f", "avx512_bf16"), 2, 2)
+    monkeypatch.setattr(plan_module, "this_processor", lambda: knows_bf16)
+    assert planned()["time"] is None
+    assert planned("precision=fp32")["time"] is not None
 
 
 def test_another_machine_is_planned_for():

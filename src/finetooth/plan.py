@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from finetooth.base.errors import ConfigError, DeviceMemoryError, problem
-from finetooth.base.machine import Machine, gigabytes, this_machine
+from finetooth.base.machine import Machine, gigabytes, this_machine, this_processor
 from finetooth.base.product_rate import product_rate
 from finetooth.base.terminal import print_line
 from finetooth.batching.largest import LargestPass, largest_pass
@@ -201,7 +201,8 @@ def _trial(planned: _Plan, console: Console) -> Trial:
 def _rough(planned: _Plan) -> Rough | None:
     """Told for this machine's processor in float32, whose rate is known without loading torch."""
     config, schedule, dev = planned.config, planned.schedule, planned.prepared.dev
-    is_fp32 = config.training.precision in ("auto", "fp32")
+    has_bf16 = any("bf16" in known for known in this_processor().instructions)
+    is_fp32 = config.training.precision in (("fp32",) if has_bf16 else ("fp32", "auto"))
     if not planned.is_here or planned.device_type != "cpu" or not is_fp32:
         return None
     num_sampled = min(config.evaluation.train_documents, schedule.num_documents)
