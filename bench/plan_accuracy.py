@@ -22,7 +22,8 @@ from processes import ArmError, ending_orderly, run_process
 from work import LEARNING_RATE, SEED, SIZES, Record, Work, made_records, make_work, read_records
 
 # Steps of a run by size, so that each takes about half a minute on two cores; others have those of the last.
-_NUM_STEPS = {"tiny": 400, "3M": 80, "16M": 30}
+_NUM_STEPS = {"tiny": 400, "3M": 80, "16M": 24}
+_NUM_RECORDS = 1000
 _DOCUMENTS_PER_STEP, _MAX_LENGTH, _WORDS = 16, 1024, 150
 # How far a prediction may be off.
 MEMORY_WITHIN, TIME_WITHIN = 0.10, 0.15
@@ -102,7 +103,7 @@ def _settings(work: Work, output: Path) -> dict[str, Any]:
         "model": {"path": str(work.base)},
         "data": {
             "train": str(work.records),
-            "dev": 0.1,
+            "dev": 0.05,
             "max_length": work.max_length,
             "on_duplicate": "keep",
         },
@@ -134,8 +135,8 @@ def _make_work(size: str, options: argparse.Namespace, folder: Path) -> Work:
 
 def _records(path: Path | None) -> list[Record]:
     if path is not None:
-        return read_records(path)
-    return made_records(1000, median=_WORDS, longest=_MAX_LENGTH // 2)
+        return read_records(path)[:_NUM_RECORDS]
+    return made_records(_NUM_RECORDS, median=_WORDS, longest=_MAX_LENGTH // 2)
 
 
 def _is_near(all_figures: Sequence[dict[str, float]]) -> bool:

@@ -4,16 +4,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.small_run import SOURCES, run_process, write_run
 from typer.testing import CliRunner, Result
 
 from finetooth import plan as plan_module
+from finetooth import trial as trial_module
+from finetooth.base.errors import DeviceMemoryError
 from finetooth.base.machine import Machine
 from finetooth.cli import app
 from finetooth.training import trial_process
+from finetooth.training.trainer import SFTTrainer
 
 MEMORY_WITHIN = 0.1
 SETTINGS = ("evaluation.exact_match=plain", "model.path=base")
@@ -166,6 +169,18 @@ def test_a_folder_that_may_not_be_written_is_told(here: Path):
         "/proc/run: cannot be written (No such file or directory); free space there or choose another place\n"
     )
     assert (result.exit_code, result.stderr) == (1, said)
+
+
+def test_a_checkpoint_that_memory_does_not_hold_is_told(monkeypatch: pytest.MonkeyPatch):
+    def run_out(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(trial_module, "time_saving", run_out)
+    with pytest.raises(DeviceMemoryError) as caught:
+        trial_module._time_saving(cast(SFTTrainer, None), Path("checkpoint"))
+    fact = "memory does not hold a step beside the copy of the state that a checkpoint is written from"
+    said = f"checkpoints.background: {fact}; write false, or lower training.row_tokens"
+    assert caught.value.problems == [said]
 
 
 SCARCE = """

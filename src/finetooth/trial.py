@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from finetooth.base.devices import DeviceManager
+from finetooth.base.errors import DeviceMemoryError, is_out_of_memory, problem
 from finetooth.base.machine import host_memory
 from finetooth.batching.row_lengths import row_lengths
 from finetooth.config.schema import SFTConfig
@@ -92,8 +93,19 @@ def _measure(trainer: SFTTrainer, output: Path) -> dict[str, Part]:
     if (answers := time_answers(trainer)) is not None:
         parts["answers"] = answers
     parts["steps"] = time_steps(trainer, weighed)
-    parts["checkpoints"], parts["policy"] = time_saving(trainer, output / "checkpoint")
+    parts["checkpoints"], parts["policy"] = _time_saving(trainer, output / "checkpoint")
     return parts
+
+
+def _time_saving(trainer: SFTTrainer, folder: Path) -> tuple[Part, Part]:
+    try:
+        return time_saving(trainer, folder)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fact = "memory does not hold a step beside the copy of the state that a checkpoint is written from"
+        remedy = "write false, or lower training.row_tokens"
+        raise DeviceMemoryError(problem("checkpoints.background", fact, remedy)) from None
 
 
 @contextlib.contextmanager

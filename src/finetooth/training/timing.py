@@ -16,6 +16,7 @@ import torch
 from finetooth.base.devices import DeviceManager
 from finetooth.base.distributed import ALONE
 from finetooth.base.files import FileEntry
+from finetooth.batching.largest import largest_pass
 from finetooth.batching.packing import layout_of
 from finetooth.data.records import DocumentSource
 from finetooth.evaluation.dev_loss import measure_loss, sample_documents
@@ -134,8 +135,9 @@ def time_saving(trainer: SFTTrainer, folder: Path) -> tuple[Part, Part]:
     contents = trainer.checkpoints.gather(trainer.state, policy=trainer.policy, optimizer=trainer.optimizer)
     gathering = time.perf_counter() - started
     if is_beside and len(steps) > 1:  # memory has to hold a step beside the copy
-        view = ProgressView(trainer.console, first_step=1, num_steps=1)
-        trainer.update(trainer.schedule.step(1), view)
+        largest = largest_pass(trainer.schedule, trainer.updates.layout).step
+        view = ProgressView(trainer.console, first_step=1, num_steps=trainer.schedule.num_steps)
+        trainer.update(trainer.schedule.step(largest), view)
     beginning = _beginning(contents, _WRITTEN_BYTES)
     on_processor = time.process_time()
     writing = _seconds(lambda: _write(beginning, folder), trainer.devices)
