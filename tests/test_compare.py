@@ -66,6 +66,16 @@ def test_people_see_the_answers_side_by_side():
     assert result.stdout.count("…") == num_unfinished > 0
 
 
+def test_a_long_word_is_broken_and_not_cut(monkeypatch: pytest.MonkeyPatch):
+    def reply(self: Speaker, new: list[list[Message]], *, max_new_tokens: int) -> list[Reply]:
+        return [Reply("x" * 300, stopped=True) for _ in new]
+
+    monkeypatch.setattr(Speaker, "reply", reply)
+    shown = command().stdout
+    assert shown.count("x") == 4 * 300
+    assert "…" not in shown
+
+
 def test_a_prompt_that_looks_like_markup_is_shown_as_it_is():
     result = CliRunner().invoke(
         app,

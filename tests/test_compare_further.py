@@ -1,6 +1,7 @@
 """`compare --general` tells how far a model has moved from another, `--records` what became of records."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
@@ -127,6 +128,18 @@ def test_models_of_other_tokenizers_have_no_common_answers(tmp_path: Path):
     fact = "--general: the two have different tokenizers, so answers of one say nothing to the other"
     remedy = "leave it out, or name models of one tokenizer"
     assert (result.exit_code, result.stderr) == (2, f"command line: {fact}; {remedy}\n")
+
+
+def test_a_checkpoint_speaks_with_the_template_of_its_run_also_before_that_ends(tmp_path: Path):
+    shutil.copytree("run", tmp_path / "run", symlinks=True)
+    shutil.rmtree(tmp_path / "run" / "final")
+    names = ("run/checkpoints/best", str(tmp_path / "run" / "checkpoints" / "best"))
+    (both,) = found(*names, "--prompt", "What is 3?", *SHORT)["answers"]
+    assert both["first"] == both["second"]
+    templates = [open_speaker(name, devices=CPU).template for name in names]
+    prompts = [encode_prompt(template, [Message("user", "What is 3?")]) for template in templates]
+    assert prompts[0] == prompts[1]
+    assert templates[0].stop_token_ids == templates[1].stop_token_ids
 
 
 def losses(name: str) -> dict[str, float]:

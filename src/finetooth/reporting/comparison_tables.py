@@ -7,6 +7,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from finetooth.base.terminal import plain_text
+from finetooth.reporting.judged_tables import folded_name
 from finetooth.reporting.numerals import in_words
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def answers_table(
 
     moved: nats per token, None where there is no figure; mean: that of all.
     """
-    table = Table(*(Column(plain_text(name)) for name in ("prompt", *names)), show_lines=True)
+    table = Table(*_columns("prompt", *names), show_lines=True)
     rows = [
         [plain_text(prompt), _cell(a), _cell(b)] for prompt, a, b in zip(prompts, first, second, strict=True)
     ]
@@ -76,13 +77,18 @@ def _records_table(names: Names, records: Sequence["RecordChange"], title: str) 
     table = Table(title=title)
     table.add_column("record", overflow="fold")
     for name in names:
-        table.add_column(plain_text(name), justify="right", overflow="fold", min_width=7)
+        table.add_column(plain_text(folded_name(name)), justify="right", overflow="fold", min_width=7)
     table.add_column("change", justify="right", no_wrap=True)
     table.add_column("targets", justify="right", no_wrap=True)
     for record in records:
         losses = (f"{record.first:.4f}", f"{record.second:.4f}", f"{record.growth:+.4f}")
         table.add_row(plain_text(record.origin), *losses, f"{record.num_targets:,}")
     return table
+
+
+def _columns(*names: str) -> list[Column]:
+    """Columns whose text is broken, never cut: an ellipsis is the mark of an answer that did not stop."""
+    return [Column(plain_text(folded_name(name)), overflow="fold") for name in names]
 
 
 def _cell(reply: "Reply") -> Text:

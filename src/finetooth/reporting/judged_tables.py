@@ -34,7 +34,7 @@ def side_by_side(measured: Sequence[Figures], *, width: int) -> Iterator[Table]:
         table = Table("")
         for figures in shown:
             table.add_column(
-                plain_text(_folded(figures["target"])),
+                plain_text(folded_name(figures["target"])),
                 justify="right",
                 min_width=_COLUMN_WIDTH,
                 overflow="fold",
@@ -71,10 +71,10 @@ def _cell(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _folded(name: str) -> str:
+def folded_name(name: str) -> str:
     """A path broken into lines behind its slashes, as few as hold it.
 
-    >>> _folded("runs/a/checkpoints/step-000200")
+    >>> folded_name("runs/a/checkpoints/step-000200")
     'runs/a/\\ncheckpoints/\\nstep-000200'
     """
     lines = [""]
