@@ -229,7 +229,7 @@ def plan(
     as_json: AsJson = False,
     offline: Offline = False,
 ) -> None:
-    """Say what a run will do, what memory it needs and how long it takes."""
+    """Say what a run will do, and what it needs of memory and time."""
 
     def verb(console: "Console") -> dict[str, Any]:
         # What --measure writes is removed when it is stopped, too.
