@@ -127,8 +127,9 @@ def _compare(
         tell=lambda line: console.print(line, highlight=False),
     )
     comparison.take_turns(repeats=options.repeats)
+    result = comparison.result()
     shutil.rmtree(folder / "work")
-    return comparison.result()
+    return result
 
 
 def _records(options: argparse.Namespace) -> list[Record]:
