@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -172,6 +173,29 @@ def test_arms_take_turns_and_the_best_variant_counts(bench: Any, work: Any, own:
     assert [len(each) for each in result["repeats"].values()] == [3, 3, 3, 1]
     assert result["losses"]["TRL grouped"] == other.losses
     assert result["loss_differences"] == {"TRL as it comes": 0, "TRL grouped": pytest.approx(0.001)}
+
+
+def test_the_command_prints_and_writes_what_it_found(
+    bench: Any, work: Any, own: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    """With runs that are there already; the model is removed only when all figures are made."""
+    whole_runs = bench("whole_runs")
+    peaks = {"device": "cpu", "device_type": "cpu", "threads": 1, "bf16_pays": True}
+    peaks |= {"peak_flops": {"fp32": 1e12, "bf16": 2e12}, "head": {"shape": [1, 2, 3], "seconds": 1.0}}
+
+    def copied(folder: Path, *_: Any, **__: Any) -> Any:
+        return replace(work, base=shutil.copytree(work.base, folder / "base"))
+
+    monkeypatch.setattr(whole_runs, "_measure_peaks", lambda *_, **__: peaks)
+    monkeypatch.setattr(whole_runs, "make_work", copied)
+    monkeypatch.setattr(whole_runs, "run_finetooth", lambda *_, **__: own)
+    whole_runs.main(["--sizes", "tiny", "--arms", "finetooth, compiled", "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "tiny: tokens per second" in printed
+    assert "finetooth, compiled: losses within 0 of finetooth's, all 5 steps" in printed
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["sizes"]["tiny"]
+    assert found["ratios"]["finetooth, compiled"]["seconds"] == 1
+    assert (tmp_path / "out" / "loss-tiny.svg").is_file()
 
 
 def test_other_work_ends_the_comparison(bench: Any, work: Any, own: Any, tmp_path: Path):
