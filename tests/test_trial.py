@@ -1,13 +1,15 @@
 """`plan --measure` tells what the run then takes and leaves nothing behind; what does not fit is told."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from tests.small_run import SOURCES, run_process, write_run
+from tests.small_run import SOURCES, run_process, start_process, write_run
 from typer.testing import CliRunner, Result
 
 from finetooth import plan as plan_module
@@ -58,6 +60,20 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["plan", "run.yaml", *arguments], prog_name="finetooth")
+
+
+def test_a_plan_that_is_stopped_leaves_nothing_behind_either(tmp_path: Path):
+    write_run(tmp_path)
+    before = files_of(tmp_path)
+    process = start_process("plan", "run.yaml", "--measure", folder=tmp_path)
+    while process.poll() is None and not any(tmp_path.glob(".finetooth-plan-*/run.yaml")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    said = "run: stopped by SIGTERM before the first step; start it with the same command\n"
+    assert (process.returncode, stderr) == (75, said)
+    assert leftovers(before, tmp_path) == set()
+    assert not any(tmp_path.glob(".finetooth-plan-*"))
 
 
 def test_what_is_left_behind_would_be_noticed(tmp_path: Path):
