@@ -232,6 +232,6 @@ def test_a_report_that_cannot_be_written_fails_no_run(run: Path, monkeypatch: py
     result = command("train", "run.yaml", "output_dir=full")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[-2:] == [
-        "policy: full/final",
+        "policy: full/final (step 10, the last)",
         "no report: no/report.html: no space; free some",
     ]

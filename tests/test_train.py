@@ -84,7 +84,7 @@ def test_the_summary_says_what_was_done(finished: Path):
     assert set(summary) == {
         *("state", "output_dir", "num_steps", "num_documents", "num_tokens", "num_targets", "seconds"),
         *("loss", "train_loss", "train_perplexity", "dev_loss", "dev_perplexity", "exact_match", "stop_rate"),
-        *("best_step", "first_train_loss", "peak_memory_mb"),
+        *("best_step", "best_by", "final_step", "first_train_loss", "peak_memory_mb", "loop_rate"),
     }
     updates = [line for line in metrics(run) if "loss" in line]
     evaluations = [line for line in metrics(run) if "dev_loss" in line]

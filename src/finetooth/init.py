@@ -21,7 +21,7 @@ from finetooth.batching.order import epoch_order
 from finetooth.config.commented import commented_yaml
 from finetooth.config.keys import find_setting
 from finetooth.config.load import config_of, read_config
-from finetooth.config.schema import SFTConfig
+from finetooth.config.schema import CheckpointsConfig, EvaluationConfig, SFTConfig
 from finetooth.config.settings import values_of
 from finetooth.data.formats.reading import Format, to_conversation
 from finetooth.data.ledger import Entry
@@ -194,8 +194,13 @@ def _look_at(config: SFTConfig, console: Console) -> _Findings:
         max_records=most,
     )
     training = dataclasses.replace(config.training, row_tokens=_NO_LIMIT)
-    evaluation = dataclasses.replace(config.evaluation, exact_match=None)  # which asks for dev records
-    strict = dataclasses.replace(config, data=data, training=training, evaluation=evaluation)
+    strict = dataclasses.replace(
+        config,
+        data=data,
+        training=training,
+        evaluation=EvaluationConfig(),  # what is asked of evaluations may need dev records
+        checkpoints=CheckpointsConfig(),
+    )
     dropping = dataclasses.replace(data, on_bad_record="drop", on_leak="drop")
     lenient = dataclasses.replace(strict, data=dropping)
     try:

@@ -4,17 +4,19 @@ import contextlib
 import os
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 from rich.console import Console
 
 from finetooth.base.devices import DeviceManager, Precision
 from finetooth.base.distributed import Notices, Ranks, joined, ranks_of_environment
-from finetooth.base.errors import FinetoothError, Stopped, problem
+from finetooth.base.errors import ConfigError, FinetoothError, Stopped, problem
+from finetooth.base.files import check_folder
 from finetooth.base.stopping import StopRequest
 from finetooth.base.terminal import print_line
+from finetooth.config.figures import holds_best
 from finetooth.config.schema import SFTConfig
 from finetooth.data.preparation import PreparedData, prepare_data
 from finetooth.data.records import DocumentSource
@@ -32,6 +34,8 @@ from finetooth.training.checkpoint import Checkpoint, CheckpointManager
 from finetooth.training.final import save_final
 from finetooth.training.legacy_files import has_twin
 from finetooth.training.memory import telling_what_loads
+from finetooth.training.mirrors import require_mirrors
+from finetooth.training.overfitting import overfitting, verdict_on
 from finetooth.training.resuming import require_same_adapter
 from finetooth.training.run_directory import (
     Resume,
@@ -42,13 +46,8 @@ from finetooth.training.run_directory import (
     write_json,
 )
 from finetooth.training.sharded_start import start_sharded
+from finetooth.training.summary import summary_of
 from finetooth.training.trainer import SFTTrainer, TrainResult
-
-OVERFIT_STEPS = 100
-# The summary names so many changes, skipped steps and spikes; metrics.jsonl has all.
-MOST_NOTES = 50
-# Below this share of its first value, the loss of a few documents counts as collapsed.
-COLLAPSED = 0.1
 
 
 def train(
@@ -75,7 +74,7 @@ def train(
     ranks = ranks_of_environment()
     console = console if console and ranks.is_first else Console(quiet=True)
     if overfit is not None:
-        config = _overfitting(config, overfit)
+        config = overfitting(config, overfit)
     training, output = config.training, Path(config.output_dir)
     devices = DeviceManager(training.device, training.precision, local_rank=ranks.local_rank)
     with contextlib.ExitStack() as stack:
@@ -83,12 +82,13 @@ def train(
         notices = stack.enter_context(joined(ranks, devices.device, timeout_seconds=config.parallel.timeout))
         with ranks.agreeing("opening output_dir"):
             if ranks.is_first:
+                require_mirrors(config.logging)
                 stack.enter_context(claimed_run_directory(output, resume=resume))
         devices = _in_one_precision(devices, config, ranks, resume)
         run = _Run(config, ranks, notices, stop, auto_fit, console)
         summary = _train(run, resume, accept_changes, overfit, devices)
     if overfit is not None:
-        _judge_overfit(console, summary)
+        print_line(console, verdict_on(summary))
     return summary
 
 
@@ -126,46 +126,83 @@ def _train(
     with ranks.agreeing("preparing data"):
         now = told_time(output) if resume != "never" else None
         prepared = prepare_data(config, console=console, now=now)
-    train_documents, dev_documents = _documents(prepared, overfit)
     with ranks.agreeing("loading the model"):
         checkpoint = _checkpoint(config, resume, ranks, console)
         with telling_what_loads(devices, is_sharded=config.parallel.shard is not None):
             policy, notes = _policy(config, prepared.template, checkpoint, ranks, devices)
     with ranks.agreeing("setting up"):
-        trainer = SFTTrainer(
-            config,
-            policy=policy,
-            template=prepared.template,
-            train=train_documents,
-            dev=dev_documents,
-            devices=devices,
-            ranks=ranks,
-            console=console,
-            auto_fit=run.auto_fit,
-        )
+        trainer = _trainer(run, prepared, policy, overfit, devices)
         if checkpoint is not None:
             trainer.take_up(checkpoint, accept_changes=accept_changes)
-    finished = finished_summary(output) if trainer.is_finished and ranks.is_first else None
+    finished = _finished_summary(trainer) if ranks.is_first else None
     if ranks.highest(finished is not None):
         _announce(console, trainer, checkpoint)
         return finished or {}
-    ledger = prepared.folder / "ledger.jsonl"
     if ranks.is_first:
-        schedule = trainer.schedule.describe()
-        describe_run(output, config=config, devices=devices, schedule=schedule, ledger=ledger, template=notes)
-        layout, world_size = trainer.updates.layout, ranks.world_size
-        write_data_card(
-            output, prepared, config, documents=train_documents, layout=layout, world_size=world_size
-        )
+        _describe(trainer, prepared, notes)
     _announce(console, trainer, checkpoint)
     _announce_tokens(console, notes)
+    return _train_and_tell(run, trainer, prepared.template, started)
+
+
+def _trainer(
+    run: _Run, prepared: PreparedData, policy: PolicyModel, overfit: int | None, devices: DeviceManager
+) -> SFTTrainer:
+    train_documents, dev_documents = _documents(prepared, overfit)
+    return SFTTrainer(
+        run.config,
+        policy=policy,
+        template=prepared.template,
+        train=train_documents,
+        dev=dev_documents,
+        devices=devices,
+        ranks=run.ranks,
+        console=run.console,
+        auto_fit=run.auto_fit,
+    )
+
+
+def _finished_summary(trainer: SFTTrainer) -> dict[str, Any] | None:
+    """That of a run which has ended, and whose final/ holds what the settings ask for; else None."""
+    summary = finished_summary(Path(trainer.config.output_dir)) if trainer.is_finished else None
+    if summary is None:
+        return None
+    held = summary.get("final_step", summary["num_steps"])
+    return summary if trainer.final_step in (held, None) else None
+
+
+def _describe(trainer: SFTTrainer, prepared: PreparedData, notes: dict[str, Any]) -> None:
+    """Writes what is known before the first step; notes: what environment.json says of the template."""
+    config, output = trainer.config, Path(trainer.config.output_dir)
+    describe_run(
+        output,
+        config=config,
+        devices=trainer.devices,
+        schedule=trainer.schedule.describe(),
+        ledger=prepared.folder / "ledger.jsonl",
+        template=notes,
+    )
+    write_data_card(
+        output,
+        prepared,
+        config,
+        documents=trainer.train_documents,
+        layout=trainer.updates.layout,
+        world_size=trainer.ranks.world_size,
+    )
+
+
+def _train_and_tell(run: _Run, trainer: SFTTrainer, template: Template, started: float) -> dict[str, Any]:
+    """Trains, writes final/, and in any case summary.json and the report; returns the summary."""
+    config, ranks, output = run.config, run.ranks, Path(run.config.output_dir)
     summary: dict[str, Any] = {"state": "failed", "output_dir": str(output)}
     run.stop.hold(deadline=config.checkpoints.stop_deadline, give_up=lambda: _give_up(run, trainer))
     try:
         result = trainer.train(run.stop)
-        figures = _figures(trainer, result, state="finished" if result.stopped is None else "stopped")
-        if result.stopped is None:
-            _write_policy(run, policy, prepared.template, figures)
+        final_step = _final_step(trainer) if result.stopped is None else None
+        figures = summary_of(trainer, result, final_step=final_step)
+        if final_step is not None:
+            _write_policy(run, trainer, template, figures, final_step)
         summary |= figures
     except FinetoothError as error:
         summary["problems"] = error.problems
@@ -175,21 +212,51 @@ def _train(
         if ranks.is_first:
             write_json(output / "summary.json", summary)
             run.stop.settle()
-            _report(output, console)
+            _report(output, run.console)
     if result.stopped is not None:
         _tell_of_stop(output, result, trainer.schedule.num_steps)
     return summary
 
 
-def _write_policy(run: _Run, policy: PolicyModel, template: Template, figures: dict[str, Any]) -> None:
+def _final_step(trainer: SFTTrainer) -> int:
+    """The step whose policy goes to final/. Raises ConfigError where its checkpoint is gone."""
+    if trainer.final_step is None:
+        fact = "the checkpoint of the best evaluation is gone"
+        raise ConfigError(problem("checkpoints.final", fact, "write last"))
+    return trainer.final_step
+
+
+def _write_policy(
+    run: _Run, trainer: SFTTrainer, template: Template, figures: dict[str, Any], step: int
+) -> None:
     config, ranks, output = run.config, run.ranks, Path(run.config.output_dir)
     with ranks.doing("writing final/"):
         facts = read_facts(output, config, summary=figures) if ranks.is_first else None
-        whole = "folder" if has_twin(policy.model) else "pt"
+        whole = "folder" if has_twin(trainer.policy.model) else "pt"
         form = "adapter" if config.adapter.type else whole
         card = model_card(facts, template, form=form) if facts else ""
-        save_final(output / "final", policy=policy, template=template, card=card, ranks=ranks)
-    print_line(run.console, f"policy: {output / 'final'}")
+        policy: PolicyModel | Path = trainer.policy
+        if step != trainer.state.next_step - 1:
+            policy = _policy_of_step(run, trainer, template, step)
+        save_final(output / "final", policy=policy, template=template, card=card, ranks=ranks, step=step)
+    if trainer.ended_early is not None:
+        print_line(run.console, f"ended early after {trainer.ended_early}")
+    is_best = holds_best(final=config.checkpoints.final, patience=config.evaluation.patience)
+    which = f"the best by {config.evaluation.best_by}" if is_best else "the last"
+    print_line(run.console, f"policy: {output / 'final'} (step {step}, {which})")
+
+
+def _policy_of_step(run: _Run, trainer: SFTTrainer, template: Template, step: int) -> PolicyModel | Path:
+    """The checkpoint's folder; where its files cannot be final/'s as they are, the policy read from it."""
+    folder = trainer.checkpoints.path_of(step)
+    with run.ranks.agreeing(f"checking {folder}"):
+        damages = check_folder(folder, share=(run.ranks.rank, run.ranks.world_size))
+        if damages:
+            remedy = "restore it, or write checkpoints.final: last and go on with --resume"
+            raise FinetoothError(problem(folder, f"damaged: {damage}", remedy) for damage in damages)
+    if has_twin(trainer.policy.model):
+        return folder
+    return resume_policy(run.config, template, folder, devices=trainer.devices)
 
 
 def _report(output: Path, console: Console) -> None:
@@ -224,28 +291,6 @@ def _give_up(run: _Run, trainer: SFTTrainer) -> None:
         write_json(output / "summary.json", summary | {"num_lost_steps": done - saved})
     print(error, file=sys.stderr, flush=True)
     os._exit(error.exit_code)
-
-
-def _overfitting(config: SFTConfig, num_documents: int) -> SFTConfig:
-    """The config for a sanity run: every step sees all the documents, at the full learning rate."""
-    training = replace(
-        config.training,
-        max_steps=config.training.max_steps or OVERFIT_STEPS,
-        global_batch_size=num_documents,
-        global_batch_tokens=None,
-        warmup_steps=0,
-        lr_scheduler_type="constant",
-    )
-    evaluation = replace(config.evaluation, every=0, exact_match=None, train_documents=num_documents)
-    return replace(config, training=training, evaluation=evaluation)
-
-
-def _judge_overfit(console: Console, summary: dict[str, Any]) -> None:
-    before, after = summary["first_train_loss"], summary["train_loss"]
-    verdict = f"the loss of these documents fell from {before:.4f} to {after:.4f}"
-    if after > before * COLLAPSED:
-        verdict += ", which is no collapse: raise learning_rate or max_steps, or look at the targets"
-    print_line(console, verdict)
 
 
 def _documents(prepared: PreparedData, overfit: int | None) -> tuple[DocumentSource, DocumentSource | None]:
@@ -306,10 +351,11 @@ def _announce(console: Console, trainer: SFTTrainer, checkpoint: Checkpoint | No
     lines += [f"{schedule.num_steps} steps over {schedule.num_documents:,} documents"]
     if checkpoint is not None:
         done = checkpoint.state.next_step - 1
-        lines += [
-            f"continues after step {done}" if done < schedule.num_steps else "this run was finished already"
-        ]
+        lines += ["this run was finished already" if trainer.is_finished else f"continues after step {done}"]
     print_line(console, "; ".join(lines))
+    if checkpoint is not None and trainer.ended_early is not None:
+        remedy = "to go on, raise evaluation.patience and add --accept-changes"
+        print_line(console, f"it ended early after {trainer.ended_early}; {remedy}")
     if trainer.policy.why_not_packed is not None and trainer.config.training.packing is not False:
         kind = type(trainer.policy.model).__name__
         remedy = "each document has a row of its own, which costs speed alone"
@@ -321,39 +367,3 @@ def _parameters_in_words(policy: PolicyModel) -> str:
     if policy.adapter is None:
         return f"{num_all / 1e6:,.1f}M parameters"
     return f"{num_trained:,} trained parameters ({num_trained / num_all:.2%} of {num_all / 1e6:,.1f}M)"
-
-
-def _figures(
-    trainer: SFTTrainer, result: TrainResult, *, state: Literal["finished", "stopped"]
-) -> dict[str, Any]:
-    notes: dict[str, list[dict[str, Any]]] = {"changes": [], "skipped": [], "spike": []}
-    last: dict[str, Any] = {}
-    first = None
-    for line in result.metrics.each_line():
-        last |= line
-        first = line.get("train_loss") if first is None else first
-        for name, noted in notes.items():
-            if name in line and len(noted) < MOST_NOTES:
-                noted.append({"step": line["step"], name: line[name]})
-    num_tokens, num_targets = trainer.schedule.totals(result.last_step)
-    wanted = (
-        "loss",
-        "train_loss",
-        "train_perplexity",
-        "dev_loss",
-        "dev_perplexity",
-        "exact_match",
-        "stop_rate",
-    )
-    return {
-        "state": state,
-        "num_steps": result.last_step,
-        "num_documents": trainer.schedule.num_documents,
-        "num_tokens": num_tokens,
-        "num_targets": num_targets,
-        **{name: last[name] for name in wanted if name in last},
-        "first_train_loss": first,
-        "best_step": trainer.state.best_step,
-        "peak_memory_mb": round(trainer.devices.peak_memory_mb(), 1),
-        **{name: noted for name, noted in notes.items() if noted},
-    }

@@ -117,6 +117,33 @@ def test_the_defaults_contradict_nothing():
             )
             for found in ("answer", "regex:", "json:", "regexp:a", "gsm8k:")
         ),
+        *(
+            (
+                {**asking, "data__dev": None},
+                f"{place} | {place}: data.dev is null, so no {figure} is measured; "
+                "give data.dev, or write evaluation.best_by: train_loss",
+            )
+            for place, figure, asking in (
+                ("evaluation.patience", "dev_loss", {"evaluation__patience": 2}),
+                ("checkpoints.final", "dev_loss", {"checkpoints__final": "best"}),
+                ("evaluation.best_by", "dev_perplexity", {"evaluation__best_by": "dev_perplexity"}),
+            )
+        ),
+        (
+            {"evaluation__best_by": "stop_rate"},
+            "evaluation.best_by | evaluation.best_by: evaluation.exact_match is null, so no stop_rate is "
+            "measured; give evaluation.exact_match, or write evaluation.best_by: dev_loss",
+        ),
+        (
+            {"evaluation__best_by": "mean_answer_tokens"},
+            "evaluation.best_by | evaluation.best_by: found the text 'mean_answer_tokens'; write dev_loss, "
+            "dev_perplexity, train_loss, train_perplexity, exact_match, stop_rate or loop_rate",
+        ),
+        (
+            {"evaluation__patience": 2, "evaluation__every": 0},
+            "evaluation.patience | evaluation.patience: evaluation.every is 0, so nothing is evaluated "
+            "before the end; write evaluation.every, in steps, or leave patience out",
+        ),
         (
             {"parallel__replicate": "across", "parallel__shard": "all"},
             "parallel.replicate | parallel.replicate: across needs shard: node, and shard is the text 'all'; "
@@ -173,6 +200,11 @@ def test_a_contradiction_is_told(changes: dict[str, Any], complaint: str):
         {"evaluation__exact_match": "regex:(?i)the answer is: (.+)"},
         {"evaluation__exact_match": "json:final answer"},
         {"data__dev": None},
+        {"data__dev": None, "checkpoints__final": "last"},
+        {"data__dev": None, "evaluation__patience": 2, "evaluation__best_by": "train_loss"},
+        {"evaluation__best_by": "loop_rate", "evaluation__exact_match": "plain"},
+        {"evaluation__patience": 1, "evaluation__every": 1, "checkpoints__final": "best"},
+        {"evaluation__every": 0},
     ],
 )
 def test_what_is_just_allowed_is_not_told(changes: dict[str, Any]):

@@ -94,14 +94,19 @@ evaluation:
   exact_match: null  # default
   exact_match_records: 64  # default
   max_new_tokens: 256  # default
+  best_by: dev_loss  # default
+  patience: null  # default
 checkpoints:
   every: 200  # default
   keep: 3  # default
+  final: auto  # default
   background: true  # default
   stop_deadline: 25  # default
 logging:
   every: 1  # default
   spikes: true  # default
+  tensorboard: false  # default
+  wandb: null  # default
 output_dir: "123"  # run.yaml:3
 """
 

@@ -62,7 +62,10 @@ def test_a_bare_key_means_the_only_setting_of_that_name(key: str, found: str | U
             "model.label_smoothing",
             Unknown("model.label_smoothing: not available in this version", "leave it out"),
         ),
-        ("logging.zzzzzz", Unknown("logging.zzzzzz: unknown key", "the keys here are every, spikes")),
+        (
+            "logging.zzzzzz",
+            Unknown("logging.zzzzzz: unknown key", "the keys here are every, spikes, tensorboard, wandb"),
+        ),
         (
             "zzzzzz",
             Unknown(
@@ -113,7 +116,7 @@ def test_every_setting_named_by_a_remedy_exists(name: str):
             "ignore_index",
             "leave it out: each token has a loss weight of its own; write data.loss_on to choose",
         ),
-        ("wandb_project", "leave it out: metrics are written to metrics.jsonl in output_dir"),
+        ("wandb_project", "write logging.wandb, the name of a project"),
         ("eval_only", "leave it out: measure with `finetooth eval RUN_OR_MODEL`"),
     ],
 )

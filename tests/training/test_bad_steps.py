@@ -42,7 +42,7 @@ def test_a_skipped_step_is_noted_with_its_documents_and_touches_nothing(
     assert line["skipped"][0] == "step 4: the loss is nan; look"
     assert line["skipped"][1].startswith("documents of this step: random.jsonl:")
     assert [each["step"] for each in result.history if "loss" in each] == [1, 2, 3, 5, 6, 7, 8, 9, 10]
-    before, after = (CheckpointManager(tmp_path / "checkpoints")._path(step) for step in (3, 4))
+    before, after = (CheckpointManager(tmp_path / "checkpoints").path_of(step) for step in (3, 4))
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert (before / name).read_bytes() == (after / name).read_bytes(), name
 

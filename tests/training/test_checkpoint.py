@@ -37,7 +37,7 @@ def trained(num_updates: int = 2, *, seed: int = 0) -> tuple[PolicyModel, torch.
 
 
 def state_after(step: int, *, best: int | None = None) -> TrainingState:
-    return TrainingState(next_step=step + 1, identity={"seed": 42}, best_step=best, best_dev_loss=0.5)
+    return TrainingState(next_step=step + 1, identity={"seed": 42}, best_step=best, best_value=0.5)
 
 
 def save(manager: CheckpointManager, step: int, *, best: int | None = None) -> Path:
@@ -60,7 +60,7 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path: Path):
         next_step=8,
         identity={"seed": 42, "training.learning_rate": 1e-5},
         best_step=7,
-        best_dev_loss=1 / 3,
+        best_value=1 / 3,
         scaler={"scale": 65536.0, "_growth_tracker": 3},
     )
     assert manager.save(state, policy=policy, optimizer=optimizer) == tmp_path / "step-000007"

@@ -268,7 +268,7 @@ def test_the_best_is_found_anew_where_it_is_gone_or_dev_changed(trained: Path, t
     config = make_config(trained / "run", base=str(trained / "base"))
     assert trainer_behind(checkpoint, config).state.best_step == best
     other_dev = trainer_behind(checkpoint, config, dev=random_documents(5, seed=9), accept_changes=True)
-    assert (other_dev.state.best_step, other_dev.state.best_dev_loss) == (None, None)
+    assert (other_dev.state.best_step, other_dev.state.best_value) == (None, None)
     elsewhere = make_config(tmp_path, base=str(trained / "base"))
     assert trainer_behind(checkpoint, elsewhere).state.best_step is None
 

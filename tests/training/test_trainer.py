@@ -102,7 +102,7 @@ def test_a_run_resumed_after_any_step_ends_with_identical_bits(tmp_path: Path):
     num_steps = whole.last_step
     for step in range(1, num_steps):
         again = replace(config, output_dir=str(tmp_path / f"again-{step}"))
-        folder = CheckpointManager(tmp_path / "whole" / "checkpoints")._path(step)
+        folder = CheckpointManager(tmp_path / "whole" / "checkpoints").path_of(step)
         checkpoint = Checkpoint(
             folder, trainer_module.TrainingState(**json.loads((folder / "state.json").read_text()))
         )
@@ -117,7 +117,7 @@ def test_resuming_without_the_optimizer_would_be_noticed(tmp_path: Path, monkeyp
     """Negative control: parameters alone do not continue the trajectory."""
     config, documents = make_config(tmp_path), random_documents(14)
     whole = run(config, documents)
-    folder = CheckpointManager(tmp_path / "checkpoints")._path(4)
+    folder = CheckpointManager(tmp_path / "checkpoints").path_of(4)
     checkpoint = Checkpoint(
         folder, trainer_module.TrainingState(**json.loads((folder / "state.json").read_text()))
     )

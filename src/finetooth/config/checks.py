@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from finetooth.base.errors import ConfigError, problem
+from finetooth.config.figures import SHARES, needs_dev, who_asks_for_best
 from finetooth.config.settings import Setting, sections_of, settings_of, values_of
 from finetooth.config.sources import SourceConfig
 from finetooth.config.wording import describe_choices, show_value
@@ -194,6 +195,33 @@ def _find_unanswerable(values: Mapping[str, Any]) -> list[Finding]:
     return [Finding(("evaluation.exact_match", "data.dev"), fact, "give data.dev or leave exact_match out")]
 
 
+def _find_no_best(values: Mapping[str, Any]) -> list[Finding]:
+    """What asks for the best evaluation by a figure that is not measured."""
+    figure = values["evaluation.best_by"]
+    place = who_asks_for_best(
+        best_by=figure, patience=values["evaluation.patience"], final=values["checkpoints.final"]
+    )
+    if place is None:
+        return []
+    if figure in SHARES and values["evaluation.exact_match"] is None:
+        fact = f"{place}: evaluation.exact_match is null, so no {figure} is measured"
+        remedy = "give evaluation.exact_match, or write evaluation.best_by: dev_loss"
+        return [Finding((place, "evaluation.exact_match"), fact, remedy)]
+    if needs_dev(figure) and values["data.dev"] is None:
+        fact = f"{place}: data.dev is null, so no {figure} is measured"
+        remedy = "give data.dev, or write evaluation.best_by: train_loss"
+        return [Finding((place, "data.dev"), fact, remedy)]
+    return []
+
+
+def _find_idle_patience(values: Mapping[str, Any]) -> list[Finding]:
+    if values["evaluation.patience"] is None or values["evaluation.every"] > 0:
+        return []
+    fact = "evaluation.patience: evaluation.every is 0, so nothing is evaluated before the end"
+    remedy = "write evaluation.every, in steps, or leave patience out"
+    return [Finding(("evaluation.patience", "evaluation.every"), fact, remedy)]
+
+
 def _find_broken_pattern(values: Mapping[str, Any]) -> list[Finding]:
     kind, _, pattern = (values["evaluation.exact_match"] or "").partition(":")
     if kind != "regex":
@@ -307,6 +335,14 @@ CONTRADICTIONS: list[tuple[Set[str], Callable[[Mapping[str, Any]], list[Finding]
     ({"data.template_args"}, _find_unsendable_arguments),
     ({"data.train", "data.dev"}, _find_bad_sources),
     ({"evaluation.exact_match", "data.dev"}, _find_unanswerable),
+    (
+        {
+            *("evaluation.best_by", "evaluation.patience", "checkpoints.final"),
+            *("evaluation.exact_match", "data.dev"),
+        },
+        _find_no_best,
+    ),
+    ({"evaluation.patience", "evaluation.every"}, _find_idle_patience),
     ({"evaluation.exact_match"}, _find_broken_pattern),
     ({"parallel.shard", "parallel.replicate", "parallel.sum_gradients"}, _find_unshared),
     ({"adapter.type", "model.path"}, _find_adapter_without_base),

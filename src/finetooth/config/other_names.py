@@ -57,7 +57,13 @@ _TRAINED_ROWS = (
     "write adapter.train_tokens, names of tokens; those that the template added are always trained"
 )
 _SHARED = "write parallel.shard: all, with which the processes of a run share one set of parameters"
-_TRACKING = "leave it out: metrics are written to metrics.jsonl in output_dir"
+_BEST_BY = "write evaluation.best_by, one of the figures of an evaluation, e.g. dev_loss or exact_match"
+_DIRECTION = "leave it out: which way evaluation.best_by is better is known"
+_FINAL = "write checkpoints.final: best or last"
+_PATIENCE = "write evaluation.patience, in evaluations"
+_TRACKING = "write logging.tensorboard: true, or logging.wandb, the name of a project"
+_TENSORBOARD = "write logging.tensorboard"
+_WANDB = "write logging.wandb, the name of a project"
 
 OTHER_NAMES: dict[str, str] = {
     "accumulate_grad_batches": _LAYOUT,
@@ -71,6 +77,7 @@ OTHER_NAMES: dict[str, str] = {
     "assistant_only_loss": _LOSS,
     "base_model": _MODEL,
     "batch_size": _BATCH,
+    "best_metric": _BEST_BY,
     "beta1": "write training.adam_beta1",
     "beta2": "write training.adam_beta2",
     "betas": "write training.adam_beta1 and training.adam_beta2",
@@ -84,6 +91,8 @@ OTHER_NAMES: dict[str, str] = {
     "checkpoint_dir": _OUTPUT,
     "checkpoint_every": _SAVE,
     "checkpoint_interval": _SAVE,
+    "checkpoint_metric": _BEST_BY,
+    "checkpoint_monitor": _BEST_BY,
     "checkpoint_path": _MODEL,
     "checkpoint_steps": _SAVE,
     "checkpointing_steps": _SAVE,
@@ -119,6 +128,12 @@ OTHER_NAMES: dict[str, str] = {
     "dev_split": _DEV,
     "double_quantization": _QUANTISATION,
     "dtype": _PRECISION,
+    "early_stop": _PATIENCE,
+    "early_stop_patience": _PATIENCE,
+    "early_stopping": _PATIENCE,
+    "early_stopping_metric": _BEST_BY,
+    "early_stopping_patience": _PATIENCE,
+    "early_stopping_steps": _PATIENCE,
     "effective_batch_size": _BATCH,
     "epochs": _EPOCHS,
     "eps": "write training.adam_epsilon",
@@ -153,10 +168,12 @@ OTHER_NAMES: dict[str, str] = {
     "gradient_clip": _CLIP,
     "gradient_clip_val": _CLIP,
     "gradient_clipping": _CLIP,
+    "greater_is_better": _DIRECTION,
     "ignore_index": _IGNORE,
     "init_from": _MODEL,
     "iterations": _STEPS,
     "keep_last_n": _KEEP,
+    "load_best_model_at_end": _FINAL,
     "load_in_4bit": _FOUR_BITS,
     "log_every": _LOG,
     "log_every_n_steps": _LOG,
@@ -164,6 +181,9 @@ OTHER_NAMES: dict[str, str] = {
     "log_freq": _LOG,
     "log_interval": _LOG,
     "log_steps": _LOG,
+    "log_to_wandb": _WANDB,
+    "log_with": _TRACKING,
+    "logger": _TRACKING,
     "logging_dir": _RUN_NAME,
     "logging_interval": _LOG,
     "logging_steps": _LOG,
@@ -200,6 +220,7 @@ OTHER_NAMES: dict[str, str] = {
     "max_sequence_length": _LENGTH,
     "max_tokens": _NEW_TOKENS,
     "max_train_steps": _STEPS,
+    "metric_for_best_model": _BEST_BY,
     "micro_batch": _ROWS,
     "micro_batch_size": _ROWS,
     "min_lr": _LOWEST_RATE,
@@ -209,6 +230,8 @@ OTHER_NAMES: dict[str, str] = {
     "model_name": _MODEL,
     "model_name_or_path": _MODEL,
     "model_path": _MODEL,
+    "monitor": _BEST_BY,
+    "monitor_mode": _DIRECTION,
     "n_ctx": _LENGTH,
     "n_epochs": _EPOCHS,
     "neat_packing": _PACKING,
@@ -258,6 +281,8 @@ OTHER_NAMES: dict[str, str] = {
     "resume_training": _RESUME,
     "run_name": _RUN_NAME,
     "sample_packing": _PACKING,
+    "save_best": _FINAL,
+    "save_best_only": _FINAL,
     "save_dir": _OUTPUT,
     "save_every": _SAVE,
     "save_every_n_steps": _SAVE,
@@ -277,6 +302,8 @@ OTHER_NAMES: dict[str, str] = {
     "split_dataset_ratio": _DEV,
     "system_message": _SYSTEM,
     "system_prompt": _SYSTEM,
+    "tensorboard_dir": _TENSORBOARD,
+    "tensorboard_log": _TENSORBOARD,
     "test_size": _DEV,
     "tokenizer_name": _TOKENIZER,
     "tokenizer_name_or_path": _TOKENIZER,
@@ -285,6 +312,8 @@ OTHER_NAMES: dict[str, str] = {
     "torch_dtype": _PRECISION,
     "total_batch_size": _BATCH,
     "total_steps": _STEPS,
+    "track": _TRACKING,
+    "tracker": _TRACKING,
     "train_batch_size": _BATCH,
     "train_data": _TRAIN,
     "train_file": _TRAIN,
@@ -308,7 +337,8 @@ OTHER_NAMES: dict[str, str] = {
     "use_lora": _LORA,
     "use_peft": _ADAPTER,
     "use_rslora": "write adapter.rslora",
-    "use_wandb": _TRACKING,
+    "use_tensorboard": _TENSORBOARD,
+    "use_wandb": _WANDB,
     "val_batch_size": _ROWS,
     "val_check_interval": _EVALUATE,
     "val_data": _DEV,
@@ -320,10 +350,11 @@ OTHER_NAMES: dict[str, str] = {
     "val_split": _DEV,
     "validation_file": _DEV,
     "validation_split": _DEV,
-    "wandb": _TRACKING,
-    "wandb_log": _TRACKING,
-    "wandb_project": _TRACKING,
-    "wandb_run_name": _TRACKING,
+    "wandb_log": _WANDB,
+    "wandb_mode": "leave it out: set the environment variable WANDB_MODE",
+    "wandb_name": _RUN_NAME,
+    "wandb_project": _WANDB,
+    "wandb_run_name": _RUN_NAME,
     "warmup": _WARMUP,
     "warmup_epochs": _WARMUP_SHARE,
     "warmup_fraction": _WARMUP_SHARE,
@@ -335,13 +366,13 @@ OTHER_NAMES: dict[str, str] = {
 
 NOT_AVAILABLE = {
     "attention_dropout",
-    "best_by",
     "ddp",
     "deterministic",
+    "early_stopping_min_delta",
+    "early_stopping_threshold",
     "label_smoothing",
     "load_in_8bit",
     "neftune_noise_alpha",
-    "patience",
     "repeat",
     "use_liger_kernel",
 }

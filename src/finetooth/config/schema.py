@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from finetooth.config.checks import require_valid
+from finetooth.config.figures import Figure
 from finetooth.config.sources import Count, Format, Text
 
 Sources = Annotated[list[dict[str, JsonValue]], Field(min_length=1)]
@@ -287,6 +288,13 @@ class EvaluationConfig:
     max_new_tokens: Count = 256
     """Longest generated answer, in tokens."""
 
+    best_by: Figure = "dev_loss"
+    """Which figure of an evaluation says what policy is the best: losses, perplexities and loop_rate by
+    their lowest value, exact_match and stop_rate by their highest; of equal ones the earlier."""
+
+    patience: Count | None = None
+    """So many evaluations one after the other without a better one end the run; null never does."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointsConfig:
@@ -297,6 +305,10 @@ class CheckpointsConfig:
 
     keep: Count = 3
     """How many checkpoints are kept, the best one besides; older ones are removed."""
+
+    final: Literal["auto", "last", "best"] = "auto"
+    """Which policy final/ holds: that of the last step, or of the best evaluation (`evaluation.best_by`);
+    auto: the best where `evaluation.patience` is set, else the last."""
 
     background: bool = True
     """Whether training goes on while a checkpoint is written; a copy of the state is in memory meanwhile."""
@@ -316,6 +328,12 @@ class LoggingConfig:
     spikes: bool = True
     """Whether a loss far above those of the last 100 steps is noted, with the documents of that step that
     have the highest loss."""
+
+    tensorboard: bool = False
+    """Whether tensorboard/ in the run directory shows the same figures (needs finetooth[tensorboard])."""
+
+    wandb: Text | None = None
+    """Project at wandb that is shown the same figures (needs finetooth[wandb]); null: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetooth.config.figures import SHARES, is_better
 from finetooth.reporting.course import is_number
 from finetooth.reporting.numerals import figure, share
 from finetooth.reporting.run_reading import Run
 
-_SHARES = ("exact_match", "stop_rate")
-_FIRST_NAMES = ("train_loss", "dev_loss", "train_perplexity", "dev_perplexity", *_SHARES)
+_FIRST_NAMES = ("train_loss", "dev_loss", "train_perplexity", "dev_perplexity", *SHARES)
 _NO_FIGURES = ("step", "epoch", "time", "seconds")
 _MOST_ROWS = 24
 _MOST_COLUMNS = 10
@@ -17,11 +17,15 @@ _MOST_COLUMNS = 10
 
 @dataclass(frozen=True, slots=True)
 class EvaluationTable:
-    """Rows of step and values, some of which may be hidden; best: the step with the lowest dev loss."""
+    """Rows of step and values, some of which may be hidden.
+
+    best: the step whose figure `best_by` is the best, the base model's apart
+    """
 
     columns: list[str]
     rows: list[tuple[int, list[str]]]
     best: int | None
+    best_by: str
     num_hidden_rows: int
     num_hidden_columns: int
 
@@ -36,24 +40,26 @@ def evaluation_table(run: Run) -> EvaluationTable:
         columns=columns[:_MOST_COLUMNS],
         rows=[(figures[place][0], _cells(columns[:_MOST_COLUMNS], figures[place][1])) for place in shown],
         best=best,
+        best_by=run.config.evaluation.best_by,
         num_hidden_rows=len(figures) - len(shown),
         num_hidden_columns=max(0, len(columns) - _MOST_COLUMNS),
     )
 
 
 def best_step(run: Run) -> int | None:
-    """The step whose dev loss is the lowest, the base model's apart; None where none was measured."""
-    known = [
-        (line["dev_loss"], int(line["step"]))
-        for line in run.course.evaluations
-        if is_number(line.get("dev_loss")) and line["step"] > 0
-    ]
-    return min(known)[1] if known else None
+    """The best step by `evaluation.best_by`, the base model's apart; None where that was not measured."""
+    figure = run.config.evaluation.best_by
+    step, best = None, None
+    for line in run.course.evaluations:
+        if line["step"] > 0 and is_number(line.get(figure)) and is_better(line[figure], best, by=figure):
+            step, best = int(line["step"]), float(line[figure])
+    return step
 
 
 def side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str], int | None]]:
-    """Name, values of each run, and the place of the best one, for each figure of the last evaluations."""
-    lasts = [_figures(run.course.evaluations[-1]) if run.course.evaluations else {} for run in runs]
+    """Name, values of each run, and the place of the best one, for each figure of the policies."""
+    evaluations = [run.evaluations_of_policy for run in runs]
+    lasts = [_figures(lines[-1]) if lines else {} for lines in evaluations]
     return [
         (
             name,
@@ -66,7 +72,7 @@ def side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str], int | None]]
 
 def headline(run: Run) -> list[tuple[str, str, str]]:
     """Name, first and last value of the figures that say most."""
-    evaluations = run.course.evaluations
+    evaluations = run.evaluations_of_policy
     if not evaluations:
         return []
     first, last = _figures(evaluations[0]), _figures(evaluations[-1])
@@ -108,12 +114,13 @@ def _shown_places(steps: Sequence[int], best: int | None) -> list[int]:
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return "–"
-    return share(value) if name in _SHARES else figure(value)
+    return share(value) if name in SHARES else figure(value)
 
 
 def _best_place(name: str, values: Sequence[float | None]) -> int | None:
     """Where the best value stands, if it is known which way is better and not all are the same."""
     known = [value for value in values if value is not None]
-    if len(set(known)) < 2 or not (name in _SHARES or "loss" in name or "perplexity" in name):
+    if len(set(known)) < 2 or not (name in SHARES or "loss" in name or "perplexity" in name):
         return None
-    return values.index(max(known) if name in _SHARES else min(known))
+    is_highest_best = is_better(max(known), min(known), by=name)
+    return values.index(max(known) if is_highest_best else min(known))

@@ -138,6 +138,8 @@ def _overfit(run: Run) -> Finding:
         told = f"the dev loss was taken once, {last:.4g} at step {last_step:,}; see evaluation.every"
         return Finding(name, "unknown", "one measurement", told)
     told = f"dev loss {last:.4g} at step {last_step:,}, lowest {best:.4g} at step {best_step:,}"
+    if run.summary.get("final_step", last_step) == best_step != last_step:
+        return Finding(name, "good", "not in final/", f"{told}, whose policy final/ holds")
     if last > best + _OVERFIT_SHARE * abs(best):
         rise = f"{last / best - 1:+.1%}" if best else f"{last - best:+.3g}"
         return Finding(name, "look", f"{rise} since step {best_step:,}", told)
@@ -194,5 +196,5 @@ def _noted(run: Run, name: str) -> list[str]:
 
 
 def _last_figure(run: Run, name: str) -> float | None:
-    figures = [line[name] for line in run.course.evaluations if is_number(line.get(name))]
+    figures = [line[name] for line in run.evaluations_of_policy if is_number(line.get(name))]
     return float(figures[-1]) if figures and math.isfinite(figures[-1]) else None

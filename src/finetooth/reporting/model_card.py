@@ -72,12 +72,19 @@ def model_card(facts: RunFacts, template: Template, *, form: Form = "folder", dt
         reasons=_reasons(facts),
         settings=_as_lines(_settings(config)),
         versions=_listed([f"{name} {version}" for name, version in facts.environment["versions"].items()]),
+        chosen=_listed(_chosen(facts)),
         figures=[
             (Safe(label), facts.first.get(name), facts.last[name])
             for name, label in _FIGURES.items()
             if name in facts.last
         ],
     )
+
+
+def _chosen(facts: RunFacts) -> Iterator[str]:
+    """By which figure the policy was chosen, where it is not that of the last step."""
+    if facts.summary.get("final_step", facts.summary["num_steps"]) != facts.summary["num_steps"]:
+        yield facts.config.evaluation.best_by
 
 
 def base_name(config: SFTConfig) -> str | None:

@@ -62,6 +62,11 @@ def _told(run: Run) -> Iterator[str]:
     summary, planned = run.summary, run.schedule.get("num_steps")
     done = summary.get("num_steps", int(run.course.steps[-1]) if len(run.course.steps) else 0)
     yield f"{done:,} steps" if done == planned or planned is None else f"{done:,} of {planned:,} steps"
+    if "ended_early" in summary:
+        yield f"ended early after {summary['ended_early']}"
+    if summary.get("final_step", done) != done:
+        by = run.config.evaluation.best_by
+        yield f"final/ holds step {summary['final_step']:,}, the best by {by}"
     for name, what in (("num_documents", "documents"), ("num_tokens", "tokens"), ("num_targets", "targets")):
         if name in summary:
             yield f"{summary[name]:,} {what}"

@@ -25,6 +25,8 @@ class Summary(TypedDict, total=False):
     state: str
     problems: list[str]
     num_steps: Amount
+    ended_early: str
+    final_step: Amount
     num_documents: Amount
     num_tokens: Amount
     num_targets: Amount

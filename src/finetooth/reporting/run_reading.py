@@ -1,5 +1,6 @@
 """A run directory read back: everything that a report tells, also of a run that was stopped or failed."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Run:
     counts:      by split, what the ledger says
     masks:       of how many kept records the targets come from where
     data:        None where there is no data.json
-    answers:     by step, what samples/ holds of the first and the last evaluation
+    answers:     by step, what samples/ holds of the first and the last evaluation up to that of final/
     evaluated:   the answers that `finetooth eval` wrote last
     state:       finished, stopped or failed; "running" while a process writes into the directory; "cut off"
                  where a run ended without a word, perhaps after it went on with one that had been stopped
@@ -86,6 +87,12 @@ class Run:
     state: str
     form: Form | None
     hashes: Mapping[str, str]
+
+    @property
+    def evaluations_of_policy(self) -> Sequence[Mapping[str, Any]]:
+        """Those up to the step whose policy `final/` holds; of a run that has not ended, all."""
+        last = self.summary.get("final_step")
+        return [line for line in self.course.evaluations if last is None or line["step"] <= last]
 
 
 def read_run(name: str, *, place: str = "command line") -> Run:
@@ -119,7 +126,7 @@ def read_run(name: str, *, place: str = "command line") -> Run:
         masks=masks,
         course=course,
         data=read_data_card(folder),
-        answers=_answers(folder / "samples"),
+        answers=_answers(folder / "samples", until=summary.get("final_step", math.inf)),
         evaluated=_lines(folder / "samples" / "eval.jsonl"),
         state=state,
         form=_form(folder / "final"),
@@ -137,10 +144,11 @@ def _state(folder: Path, summary: Mapping[str, Any], course: Course) -> str:
     return "cut off" if has_gone_on else summary.get("state", "cut off")
 
 
-def _answers(folder: Path) -> dict[int, list[Answer]]:
-    """Those of the first and the last evaluation."""
+def _answers(folder: Path, *, until: float) -> dict[int, list[Answer]]:
+    """Those of the first and the last evaluation through a step."""
     named = ((_OF_STEP.fullmatch(path.stem), path) for path in sorted(folder.glob("step-*.jsonl")))
-    steps = {int(match[1]): path for match, path in named if match is not None}
+    paths = {int(match[1]): path for match, path in named if match is not None}
+    steps = {step: path for step, path in paths.items() if step <= until}
     ends = sorted({min(steps), max(steps)}) if steps else []
     return {step: _lines(steps[step]) for step in ends}
 

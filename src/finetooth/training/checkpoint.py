@@ -6,8 +6,8 @@
     state.json               next_step, what the run is of, the best evaluation, the fp16 loss scale
     MANIFEST.json            size and SHA-256 of every file, written last
 
-`best` is a link to the checkpoint with the lowest dev loss. No pickle, and no state of random number
-generators: every draw follows from (seed, step).
+`best` is a link to the checkpoint with the best evaluation, by `evaluation.best_by`. No pickle, and no state
+of random number generators: every draw follows from (seed, step).
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from finetooth.base.distributed import ALONE, Ranks
 from finetooth.base.errors import FinetoothError, problem
-from finetooth.base.files import FileEntry, check_folder, remove_folder, told_plainly
+from finetooth.base.files import MANIFEST_NAME, FileEntry, check_folder, remove_folder, told_plainly
 from finetooth.model.policy import PolicyModel
 from finetooth.training.background import Background
 from finetooth.training.dealt_files import (
@@ -38,6 +38,7 @@ from finetooth.training.optimizer import settle_states
 from finetooth.training.tensor_files import read_like
 
 _PATIENCE_SECONDS = 30.0
+_STATE = "state.json"
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -47,7 +48,9 @@ class TrainingState:
 
     next_step:     the first step that has not been done
     identity:      what decides the trajectory (data, tokenizer, template, seed, …), by name
-    best_step, best_dev_loss: the best evaluation so far
+    best_step, best_value: the best evaluation so far, and its figure (`evaluation.best_by`)
+    num_since_best: evaluations since then
+    evaluated:     the step of the last evaluation; None where an older version did not note it
     scaler:        the gradient scaler's state, empty unless fp16
     num_skipped:   steps passed over because their loss or gradient was not finite
     recent_losses: those of the last steps, which a spike is held against
@@ -56,7 +59,9 @@ class TrainingState:
     next_step: int
     identity: dict[str, Any]
     best_step: int | None = None
-    best_dev_loss: float | None = None
+    best_value: float | None = None
+    num_since_best: int = 0
+    evaluated: int | None = None
     scaler: dict[str, Any] = field(default_factory=dict[str, Any])
     num_skipped: int = 0
     recent_losses: list[float] = field(default_factory=list[float])
@@ -97,7 +102,7 @@ class CheckpointManager:
         contents = self.gather(state, policy=policy, optimizer=optimizer)
         if self._ranks_apart is None:
             self._ranks_apart = self.ranks.apart()
-        path = self._path(state.next_step - 1)
+        path = self.path_of(state.next_step - 1)
         if self._background is None:
             self._write(path, contents, state.best_step)
         else:
@@ -109,7 +114,7 @@ class CheckpointManager:
     ) -> Contents:
         """What a checkpoint holds, in host memory: a copy where it is written in the background."""
         copy = self._background is not None
-        texts = {"state.json": json.dumps(asdict(state), indent=1).encode()} if self.ranks.is_first else {}
+        texts = {_STATE: json.dumps(asdict(state), indent=1).encode()} if self.ranks.is_first else {}
         return (
             gather_policy(policy, self.ranks, copy=copy)
             | gather_tensors(_optimizer_tensors(policy, optimizer), "optimizer", self.ranks, copy=copy)
@@ -148,13 +153,12 @@ class CheckpointManager:
         """
         damaged: list[tuple[Path, str]] = []
         for number in reversed(self._numbers()):
-            folder = self._path(number)
+            folder = self.path_of(number)
             damages = self._damages(folder)
             if not damages:
-                fields = json.loads((folder / "state.json").read_text(encoding="utf-8"))
                 for place, fact in damaged:
                     notify(problem(place, fact, "the checkpoint before it is used"))
-                return Checkpoint(folder, TrainingState(**fields))
+                return Checkpoint(folder, read_state(folder))
             damaged.append((folder, f"damaged: {damages[0]}"))
         if not must:
             for place, fact in damaged:
@@ -179,7 +183,7 @@ class CheckpointManager:
         with self.ranks.agreeing("looking through checkpoints"):
             for number in self._numbers() if self.ranks.is_first else ():
                 if number > step:
-                    path = self._path(number)
+                    path = self.path_of(number)
                     aside = path.with_name(f"aside-{path.name}")
                     with told_plainly(aside):
                         if aside.exists():
@@ -191,9 +195,13 @@ class CheckpointManager:
                 self._point_best(best_step)
         return moved
 
+    def path_of(self, step: int) -> Path:
+        """The folder of a step's checkpoint, whether there is one or not."""
+        return self.folder / f"step-{step:06d}"
+
     def holds(self, step: int | None) -> bool:
         """Whether there is a checkpoint of this step."""
-        return step is not None and self._path(step).is_dir()
+        return step is not None and self.path_of(step).is_dir()
 
     def _write(self, path: Path, contents: Contents, best_step: int | None) -> None:
         """Makes the checkpoint appear, then what depends on it: the older ones go when it is there."""
@@ -220,10 +228,7 @@ class CheckpointManager:
     def _remove_old(self, best_step: int | None) -> None:
         for number in self._numbers()[: -self.keep]:
             if number != best_step:
-                remove_folder(self._path(number))
-
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:06d}"
+                remove_folder(self.path_of(number))
 
     def _numbers(self) -> list[int]:
         if not self.folder.is_dir():
@@ -238,10 +243,23 @@ class CheckpointManager:
         if self.holds(step):
             assert step is not None
             new_link.unlink(missing_ok=True)
-            new_link.symlink_to(self._path(step).name)
+            new_link.symlink_to(self.path_of(step).name)
             new_link.replace(link)
         elif not link.exists():
             link.unlink(missing_ok=True)
+
+
+def is_state(file_name: str) -> bool:
+    """Whether a file of a checkpoint is about the run, and not a part of the policy."""
+    return file_name in (_STATE, MANIFEST_NAME) or file_name.startswith("optimizer")
+
+
+def read_state(folder: Path) -> TrainingState:
+    """The state that a checkpoint's folder holds; also that of an older version."""
+    fields = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    if "best_dev_loss" in fields:
+        fields["best_value"] = fields.pop("best_dev_loss")
+    return TrainingState(**fields)
 
 
 def restore_optimizer(

@@ -13,6 +13,7 @@ import numpy as np
 from finetooth.batching.packing import Layout
 from finetooth.batching.row_lengths import num_places
 from finetooth.batching.schedule import Schedule
+from finetooth.config.figures import needs_dev
 from finetooth.config.schema import SFTConfig
 from finetooth.model.flops import flops_per_token
 from finetooth.model.shape import ModelShape
@@ -106,7 +107,8 @@ def evaluated_steps(config: SFTConfig, num_steps: int) -> set[int]:
 def saved_steps(config: SFTConfig, num_steps: int, *, has_dev: bool) -> set[int]:
     """The steps behind which a checkpoint is written, if every evaluation is the best so far."""
     every = config.checkpoints.every
-    best = evaluated_steps(config, num_steps) - {0} if has_dev else set[int]()
+    is_measured = has_dev or not needs_dev(config.evaluation.best_by)
+    best = evaluated_steps(config, num_steps) - {0} if is_measured else set[int]()
     return {num_steps, *best, *(range(every, num_steps, every) if every else ())}
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from finetooth.base.distributed import ALONE, Ranks
-from finetooth.base.files import FileEntry
+from finetooth.base.files import FileEntry, require_space
 from finetooth.data.templates.template import Template
 from finetooth.data.templates.text import TELLS_TIME
 from finetooth.data.tokenizer.files import TOKEN_FLAGS
 from finetooth.model.policy import PolicyModel
+from finetooth.training.checkpoint import is_state
 from finetooth.training.dealt_files import common_folder, save_policy
 from finetooth.training.legacy_files import has_twin, save_for_no_twin
 
@@ -21,25 +22,44 @@ TOKENIZER_FILES = (
 
 
 def save_final(
-    path: Path, *, policy: PolicyModel, template: Template, card: str = "", ranks: Ranks = ALONE
+    path: Path,
+    *,
+    policy: PolicyModel | Path,
+    template: Template,
+    card: str = "",
+    ranks: Ranks = ALONE,
+    step: int | None = None,
 ) -> None:
     """Writes parameters, tokenizer, chat template and the tokens that end an answer; all ranks call it.
 
-    card: the text of README.md, where there is to be one
+    policy: the one in memory, or the folder of a checkpoint that is known to be intact
+    card:   the text of README.md, where there is to be one
+    step:   after which it is as it is; default: after the last one that metrics.jsonl beside `path` tells of
     """
     written: dict[str, FileEntry] = {}
     with common_folder(path, ranks, written=written, replace=True) as folder:
-        if has_twin(policy.model):
+        if isinstance(policy, Path):
+            if ranks.is_first:
+                _copy_policy(policy, folder)
+        elif has_twin(policy.model):
             parameters = save_policy(policy, folder, ranks)
             parameters.pop("generation_config.json", None)  # is edited here
             written |= parameters
         else:
-            save_for_no_twin(policy, folder, path.parent, ranks)
+            save_for_no_twin(policy, folder, path.parent, ranks, step=step)
         if ranks.is_first:
             _name_stop_tokens(folder / "generation_config.json", template)
             _save_tokenizer(folder, template)
             if card:
                 (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _copy_policy(checkpoint: Path, folder: Path) -> None:
+    """Copies what a checkpoint holds beside the state of the run."""
+    files = [file for file in sorted(checkpoint.iterdir()) if not is_state(file.name)]
+    require_space(folder, sum(file.stat().st_size for file in files))
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
 
 
 def _name_stop_tokens(path: Path, template: Template) -> None:

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 
 from finetooth.base.devices import DeviceManager
+from finetooth.base.errors import NonFiniteError, problem
 from finetooth.batching.collate import collate
 from finetooth.data.records import DocumentSource
 from finetooth.model.policy import PolicyModel
 
 SHOWN_DOCUMENTS = 10
+# Skipping more steps than this hides that a run goes wrong.
+MOST_SKIPPED = 10
 # The losses that a step is held against, and from how many on; a spike lies so many robust standard
 # deviations (1.4826 · median absolute deviation) above their median, and a tenth of it at least.
 REMEMBERED_LOSSES = 100
@@ -42,6 +45,16 @@ def blame_documents(
         f"documents of this step: {listed}; each is finite alone, "
         "so the learning rate or the model is to blame"
     )
+
+
+def require_skippable(error: NonFiniteError, *, on_non_finite: str, num_skipped: int) -> None:
+    """Raises the error of a step where the settings do not allow to pass over it, or not any more."""
+    if on_non_finite == "stop":
+        raise error
+    if num_skipped >= MOST_SKIPPED:
+        fact = f"{MOST_SKIPPED} steps were skipped before this one"
+        remedy = "look at their documents in metrics.jsonl, or lower training.learning_rate"
+        raise NonFiniteError([*error.problems, problem("training.on_non_finite", fact, remedy)])
 
 
 def usual_loss(loss: float, recent: Sequence[float]) -> float | None:

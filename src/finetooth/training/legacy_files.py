@@ -35,10 +35,12 @@ def has_twin(model: PreTrainedModel) -> bool:
     return not isinstance(model, GPT2HeadBiasForCausalLM)
 
 
-def save_for_no_twin(policy: PolicyModel, folder: Path, run: Path, ranks: Ranks) -> None:
+def save_for_no_twin(
+    policy: PolicyModel, folder: Path, run: Path, ranks: Ranks, *, step: int | None = None
+) -> None:
     """Writes model.pt, in the layout of the base, and generation_config.json; all ranks call it.
 
-    run: the run directory
+    run: the run directory; step: after which the policy is as it is, default: the last one
     """
     parameters = gather_whole(policy, ranks)
     if ranks.is_first:
@@ -46,7 +48,7 @@ def save_for_no_twin(policy: PolicyModel, folder: Path, run: Path, ranks: Ranks)
         assert origin is not None, "a model without a twin came from a .pt file"
         name = "generation_config.json"
         (folder / name).write_bytes(policy.settings_files()[name])
-        facts = facts_of(run)
+        facts = facts_of(run, step=step)
         save_torch_file(folder / FILE_NAME, legacy_content(origin, parameters, facts))
 
 
@@ -57,7 +59,8 @@ def write_pt(run: Path, out: Path, *, model: PreTrainedModel, config: SFTConfig)
     Raises ConfigError where the layout has no place for a parameter.
     """
     settings = {name: value for name, value in asdict(config).items() if name != "origins"}
-    facts = facts_of(run, json.loads(json.dumps(settings)))
+    step = json.loads((run / "summary.json").read_bytes()).get("final_step")
+    facts = facts_of(run, json.loads(json.dumps(settings)), step=step)
     parameters = dict(model.named_parameters())
     parameters |= {name: tensor for name, tensor in model.named_buffers() if name in model.state_dict()}
     origin = origin_of(model.config)
@@ -69,15 +72,20 @@ def write_pt(run: Path, out: Path, *, model: PreTrainedModel, config: SFTConfig)
     return sorted(path for path in out.rglob("*") if path.is_file())
 
 
-def facts_of(run: Path, settings: Settings | None = None) -> WrittenBy:
-    """What metrics.jsonl of a run says of it, beside its settings."""
-    step, dev_loss, best = 0, None, None
+def facts_of(run: Path, settings: Settings | None = None, *, step: int | None = None) -> WrittenBy:
+    """What metrics.jsonl of a run says of it, beside its settings.
+
+    step: the last one that counts; default: all do
+    """
+    done, dev_loss, best = 0, None, None
     for line in MetricsLog(run / "metrics.jsonl").each_line():
-        step = line["step"]
+        if step is not None and line["step"] > step:
+            break
+        done = line["step"]
         if "dev_loss" in line:
             dev_loss = line["dev_loss"]
             best = dev_loss if best is None else min(best, dev_loss)
-    return WrittenBy(step, dev_loss, best, settings or {})
+    return WrittenBy(done, dev_loss, best, settings or {})
 
 
 def _write_in_layout(

@@ -11,11 +11,18 @@ is what the update took, and `time` when it was done, in seconds since 1970.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from finetooth.base.files import told_plainly, write_atomically
+
+
+class Reached(NamedTuple):
+    """The last step whose update, and the last one whose evaluation, has a line; −1 where none has."""
+
+    updates: int = -1
+    evaluations: int = -1
 
 
 class MetricsLog:
@@ -56,9 +63,26 @@ class MetricsLog:
                 if line.endswith("\n"):
                     yield json.loads(line)
 
-    def forget_after(self, step: int) -> None:
-        """Removes the lines of later steps, which a resumed run will do again."""
-        if not self.is_written:
-            return
-        kept = (json.dumps(line) + "\n" for line in self.each_line() if line["step"] <= step)
-        write_atomically(self.path, "".join(kept).encode())
+    def forget_after(self, step: int, *, evaluated: int | None = None) -> Reached:
+        """Removes the lines of later steps, which a resumed run will do again; returns how far it went.
+
+        evaluated: the last step whose evaluation counts; evaluations of later ones are removed, too
+        """
+        reached = Reached()
+        last = step if evaluated is None else min(step, evaluated)
+        kept: list[str] = []
+        for line in self.each_line():
+            if is_evaluation(line):
+                reached = reached._replace(evaluations=line["step"])
+            elif "loss" in line:
+                reached = reached._replace(updates=line["step"])
+            if line["step"] <= (last if is_evaluation(line) else step):
+                kept.append(json.dumps(line) + "\n")
+        if self.is_written:
+            write_atomically(self.path, "".join(kept).encode())
+        return reached
+
+
+def is_evaluation(line: Mapping[str, Any]) -> bool:
+    """Whether an evaluation has written the line."""
+    return "train_loss" in line

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from finetooth.config.schema import SFTConfig
 from finetooth.training.eight_bit import eight_bit_adamw, is_eight_bit, new_eight_bit_states
 from finetooth.training.stochastic_rounding import StochasticAdamW, own_part, update_in_float32
 
@@ -47,6 +48,21 @@ def create_optimizer(
         return OffloadedAdamW(groups, **options, fused=False)
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
     return torch.optim.AdamW(groups, **options, fused=fused)
+
+
+def optimizer_for(policy: nn.Module, config: SFTConfig) -> torch.optim.Optimizer:
+    """The optimiser that the config asks for. Raises what `create_optimizer` does."""
+    training = config.training
+    return create_optimizer(
+        policy,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        betas=(training.adam_beta1, training.adam_beta2),
+        epsilon=training.adam_epsilon,
+        kind=training.optimizer,
+        offload=config.parallel.offload_optimizer,
+        seed=training.seed,
+    )
 
 
 def new_states(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> dict[str, torch.Tensor]:

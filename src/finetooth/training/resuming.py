@@ -1,7 +1,8 @@
 """Going on with a run: what decides its course, what has changed since the checkpoint, what may change.
 
-The layout, the devices, logging, evaluating and saving decide nothing; any other change is refused by name,
-or accepted (`--accept-changes`) and then written into metrics.jsonl:
+The layout, the devices, logging, evaluating and saving decide nothing, but for what says which evaluation is
+the best and when a run has waited long enough for a better one. Any other change is refused by name, or
+accepted (`--accept-changes`) and then written into metrics.jsonl:
 
     {"step": 11, "changes": {"training.learning_rate": {"before": 2e-05, "now": 1e-05}}}
 """
@@ -14,7 +15,8 @@ from typing import Any
 
 from finetooth.base.errors import ConfigError, problem
 from finetooth.batching.schedule import Schedule
-from finetooth.config.schema import AdapterConfig, ModelConfig, SFTConfig, TrainingConfig
+from finetooth.config.figures import SHARES
+from finetooth.config.schema import AdapterConfig, EvaluationConfig, ModelConfig, SFTConfig, TrainingConfig
 from finetooth.config.wording import as_yaml
 from finetooth.data.records import DocumentSource
 from finetooth.data.templates.template import Template
@@ -26,6 +28,7 @@ TOLD_OTHERWISE = ("num_train_epochs", "max_steps", "warmup_steps", "precision")
 NUM_STEPS = "number of steps"
 _DOCUMENTS = ("training documents", "dev documents")
 _CONTENTS = (*_DOCUMENTS, "tokenizer", "template", "base model")
+_PATIENCE = ("evaluation.patience", "evaluation.every")
 _SAMPLE_BYTES = 65536
 # What decides which parameters an adapter has, and so which a checkpoint holds.
 _OF_PARAMETERS = ("type", "r", "target_modules", "modules_to_save", "train_tokens")
@@ -58,7 +61,7 @@ def identity_of(
     warmup_steps: int,
     precision: str,
 ) -> dict[str, Any]:
-    """Everything that decides the course of a run, or which checkpoint is best, by name, as JSON has it."""
+    """Everything that decides a run's course, its end or its best checkpoint, by name, as JSON has it."""
     settings = asdict(config.training)
     identity = {
         "base model": _base_model(config.model),
@@ -71,6 +74,7 @@ def identity_of(
         "precision": precision,
         **{f"data.{name}": value for name, value in asdict(config.data).items() if name != "cache_dir"},
         **_adapter(config.adapter),
+        **_judging(config.evaluation),
         **{
             f"training.{name}": value
             for name, value in settings.items()
@@ -87,6 +91,16 @@ def _adapter(adapter: AdapterConfig) -> dict[str, Any]:
     return {f"adapter.{name}": value for name, value in read.items()}
 
 
+def _judging(evaluation: EvaluationConfig) -> dict[str, Any]:
+    """What says which evaluation is the best and when to stop, and what else decides that here."""
+    figure, settings = evaluation.best_by, asdict(evaluation)
+    names = ["best_by", "patience"]
+    names += [] if evaluation.patience is None else ["every"]
+    names += ["exact_match", "exact_match_records", "max_new_tokens"] if figure in SHARES else []
+    names += ["train_documents"] if figure.startswith("train_") else []
+    return {f"evaluation.{name}": settings[name] for name in names}
+
+
 def changes_since(checkpoint: Checkpoint, here: dict[str, Any]) -> list[Change]:
     """What differs between the run that saved a checkpoint and the one that goes on.
 
@@ -94,7 +108,8 @@ def changes_since(checkpoint: Checkpoint, here: dict[str, Any]) -> list[Change]:
     """
     saved = checkpoint.state.identity
     # What an older version did not save was what is the default now, or cannot be told.
-    before = {name: saved.get(name, _DEFAULTS.get(name, here[name])) for name in here}
+    known = _DEFAULTS | _judging(EvaluationConfig())
+    before = {name: saved.get(name, known.get(name, here[name])) for name in here}
     changes = [Change(name, before[name], here[name]) for name in here if before[name] != here[name]]
     if any(change.name in _DOCUMENTS for change in changes):
         return changes
@@ -107,6 +122,12 @@ def refuse_changes(changes: list[Change], checkpoint: Checkpoint) -> ConfigError
     fact = "a run with other settings cannot go on here"
     remedy = "undo the change, name another folder, or accept the change with --accept-changes"
     return ConfigError([*problems, problem("output_dir", fact, remedy)])
+
+
+def is_best_comparable(changes: list[Change]) -> bool:
+    """Whether evaluations from here on can be held against those before the changes."""
+    names = [change.name for change in changes if change.name not in _PATIENCE]
+    return not any(name == "dev documents" or name.startswith("evaluation.") for name in names)
 
 
 def require_same_adapter(checkpoint: Checkpoint, adapter: AdapterConfig) -> None:

@@ -6,7 +6,7 @@ schedule.json      documents, tokens, steps, fingerprint
 ledger.jsonl       the fate of every record
 data.json          some records token by token, figures of all, rows of the first step
 metrics.jsonl      one line per step and per evaluation
-checkpoints/       step-000200/ …, best → the one with the lowest dev loss
+checkpoints/       step-000200/ …, best → the one with the best evaluation
 samples/           generations at each evaluation
 final/             the policy, as transformers loads it
 summary.json       how it ended

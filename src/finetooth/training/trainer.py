@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,42 +11,42 @@ from rich.console import Console
 
 from finetooth.base.devices import DeviceManager
 from finetooth.base.distributed import ALONE, Ranks
-from finetooth.base.errors import (
-    ConfigError,
-    NonFiniteError,
-    problem,
-)
+from finetooth.base.errors import NonFiniteError
 from finetooth.base.stopping import CutShort, StopRequest
 from finetooth.base.terminal import print_line
 from finetooth.batching.packing import Layout, layout_of
 from finetooth.batching.schedule import Step, schedule_of
+from finetooth.config.figures import holds_best
 from finetooth.config.schema import SFTConfig
 from finetooth.data.preparation import prepare_data
 from finetooth.data.records import DocumentSource
 from finetooth.data.templates.template import Template
-from finetooth.model.load import refuse_misfits
 from finetooth.model.policy import PolicyModel
 from finetooth.model.start import start_policy
+from finetooth.training.best import why_ended_early, with_evaluation, without_best
 from finetooth.training.checkpoint import Checkpoint, CheckpointManager, TrainingState, restore_optimizer
 from finetooth.training.examination import Examination, in_words
-from finetooth.training.guards import REMEMBERED_LOSSES, highest_losses, usual_loss
+from finetooth.training.garbage import STEPS_BETWEEN, collecting_between_steps
+from finetooth.training.guards import REMEMBERED_LOSSES, highest_losses, require_skippable, usual_loss
 from finetooth.training.memory import telling_what_loads
-from finetooth.training.metrics import MetricsLog
-from finetooth.training.optimizer import create_optimizer, num_warmup_steps
+from finetooth.training.metrics import MetricsLog, Reached
+from finetooth.training.mirrors import Mirrors, open_mirrors, require_mirrors
+from finetooth.training.optimizer import optimizer_for
 from finetooth.training.parallel import distribute
 from finetooth.training.progress import ProgressView
+from finetooth.training.requirements import checked_warmup, require_fitting, require_measurable
 from finetooth.training.resuming import (
     Change,
     changes_since,
     identity_of,
+    is_best_comparable,
     refuse_changes,
     require_same_states,
     require_steps_ahead,
 )
+from finetooth.training.step import StepResult
+from finetooth.training.time_left import TimeLeft
 from finetooth.training.updates import Updates
-
-# Skipping more steps than this hides that a run goes wrong.
-MOST_SKIPPED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,71 +93,65 @@ class SFTTrainer:
         console: Console | None = None,
         auto_fit: bool = False,
     ):
-        self.config = config
-        self.ranks = ranks
-        self.console = console or Console(quiet=True)
+        self.config, self.ranks = config, ranks
+        if ranks.is_first:
+            require_mirrors(config.logging)
+        self.console = console if console and ranks.is_first else Console(quiet=True)
         self.devices = devices or DeviceManager(config.training.device, config.training.precision)
-        documents = train
-        if documents is None:
+        if train is None:
             prepared = prepare_data(config, console=self.console)
-            documents, dev, template = prepared.train_documents, prepared.dev, prepared.template
-        if config.evaluation.exact_match is not None and template is None:
-            raise ConfigError(problem("evaluation.exact_match", "no template was given", "pass template="))
-        self.train_documents = documents
-        self.dev_documents = dev
-        self.template = template
+            train, dev, template = prepared.train_documents, prepared.dev, prepared.template
+        self.train_documents, self.dev_documents, self.template = train, dev, template
+        require_measurable(config, dev, template)
         if policy is None:
             with telling_what_loads(self.devices, is_sharded=config.parallel.shard is not None):
                 policy, _ = start_policy(config, template, devices=self.devices)
         self.policy = policy
         policy.set_dropout(config.training.dropout)
         layout = layout_of(config.training, can_pack=policy.why_not_packed is None)
-        self._refuse_misfits(layout)
-        self.schedule = schedule_of(config.training, documents)
-        self.warmup_steps = num_warmup_steps(config.training.warmup_steps, self.schedule.num_steps)
-        if self.warmup_steps >= self.schedule.num_steps > 1:
-            fact = f"{self.warmup_steps} steps of warm-up in a run of {self.schedule.num_steps} steps"
-            raise ConfigError(problem("training.warmup_steps", fact, "write fewer, or a share such as 0.03"))
-        output = Path(config.output_dir)
-        self.metrics = MetricsLog(output / "metrics.jsonl", is_written=ranks.is_first)
+        require_fitting(
+            policy, [source for source in (train, dev) if source is not None], template, layout=layout
+        )
+        self.schedule = schedule_of(config.training, train)
+        self.warmup_steps = checked_warmup(config.training, self.schedule)
+        self._open(Path(config.output_dir))
+        self._set_up(layout, auto_fit=auto_fit)
+
+    def _open(self, output: Path) -> None:
+        """What the run writes into its directory."""
+        settings = self.config.checkpoints
+        self.metrics = MetricsLog(output / "metrics.jsonl", is_written=self.ranks.is_first)
+        self.mirrors = Mirrors({}, notify=self._tell)  # until it trains
         self.checkpoints = CheckpointManager(
-            output / "checkpoints",
-            keep=config.checkpoints.keep,
-            ranks=ranks,
-            background=config.checkpoints.background,
+            output / "checkpoints", keep=settings.keep, ranks=self.ranks, background=settings.background
         )
-        shared = distribute(self.policy, ranks, parallel=config.parallel, devices=self.devices)
+
+    def _set_up(self, layout: Layout, *, auto_fit: bool) -> None:
+        """What trains and examines the policy, from the first step on."""
+        config, ranks, devices = self.config, self.ranks, self.devices
+        shared = distribute(self.policy, ranks, parallel=config.parallel, devices=devices)
         self.examination = Examination(
-            policy,
-            documents,
-            dev,
-            template,
-            config,
-            self.devices,
-            ranks,
-            samples=output / "samples",
-        )
-        self.optimizer = create_optimizer(
             self.policy,
-            learning_rate=config.training.learning_rate,
-            weight_decay=config.training.weight_decay,
-            betas=(config.training.adam_beta1, config.training.adam_beta2),
-            epsilon=config.training.adam_epsilon,
-            kind=config.training.optimizer,
-            offload=config.parallel.offload_optimizer,
-            seed=config.training.seed,
+            self.train_documents,
+            self.dev_documents,
+            self.template,
+            config,
+            devices,
+            ranks,
+            samples=Path(config.output_dir) / "samples",
         )
-        self.scaler = self.devices.gradient_scaler()
+        self.optimizer = optimizer_for(self.policy, config)
+        self.scaler = devices.gradient_scaler()
         self.state = TrainingState(next_step=1, identity=self.identity())
         self.changes: list[Change] = []
         self.updates = Updates(
             config.training,
             self.schedule,
-            documents,
+            self.train_documents,
             shared,
             self.optimizer,
             self.scaler,
-            self.devices,
+            devices,
             layout,
             self.warmup_steps,
             auto_fit,
@@ -179,14 +174,25 @@ class SFTTrainer:
             self.scaler.load_state_dict(checkpoint.state.scaler)
         self.state = replace(checkpoint.state, identity=identity)
         self.changes = changes
-        is_comparable = all(change.name != "dev documents" for change in changes)
-        if not is_comparable or not self.checkpoints.holds(self.state.best_step):
-            self.state = replace(self.state, best_step=None, best_dev_loss=None)
+        best = self.state.best_step
+        if not is_best_comparable(changes) or (best is not None and not self.checkpoints.holds(best)):
+            self.state = without_best(self.state)
 
     @property
     def is_finished(self) -> bool:
-        """Whether no step is left to be done."""
-        return self.state.next_step > self.schedule.num_steps
+        """Whether no step is left, or none is done any more."""
+        return self.state.next_step > self.schedule.num_steps or self.ended_early is not None
+
+    @property
+    def ended_early(self) -> str | None:
+        """Why and after which step the run is over before its last one (`evaluation.patience`), or None."""
+        return why_ended_early(self.state, self.config, num_steps=self.schedule.num_steps)
+
+    @property
+    def final_step(self) -> int | None:
+        """The step whose policy `final/` is to hold: the last one done, or the best one if there is one."""
+        is_best = holds_best(final=self.config.checkpoints.final, patience=self.config.evaluation.patience)
+        return self.state.best_step if is_best else self.state.next_step - 1
 
     def train(self, stop: StopRequest | None = None) -> TrainResult:
         """Trains from the first step, or from where `take_up` left off; returns the policy and the history.
@@ -195,54 +201,80 @@ class SFTTrainer:
         end the run after the step, saved.
         Raises NonFiniteError where a loss or gradient is not finite.
         """
-        first, last = self.state.next_step, self.schedule.num_steps
-        self._leave_behind(first - 1)
+        first = self.state.next_step
+        reached = self._leave_behind(first - 1)
         self.policy.train()
-        view = ProgressView(self.console, first_step=first, num_steps=last)
         with contextlib.ExitStack() as stack:
             if stop is None:
                 stop = stack.enter_context(StopRequest().listening())
                 stop.hold()
             stack.enter_context(self.checkpoints.finishing())
-            stack.enter_context(view)
+            self.mirrors = stack.enter_context(self._mirrored(reached))
+            view = stack.enter_context(self._view())
             if not self.is_finished:
                 self.updates.rehearse(first=first)
+            collect = stack.enter_context(collecting_between_steps())
             stopped = self._catch_up(stop, view)
             if stopped is None:
-                stopped = self._train_steps(first, stop, view)
+                stopped = self._train_steps(first, stop, view, collect)
         return TrainResult(self.policy, self.metrics, self.state.next_step - 1, stopped)
+
+    def _view(self) -> ProgressView:
+        every = self.config.evaluation.every, self.config.checkpoints.every
+        first, last = self.state.next_step, self.schedule.num_steps
+        left = TimeLeft(last, evaluate_every=every[0], save_every=every[1])
+        return ProgressView(self.console, first_step=first, num_steps=last, left=left)
+
+    def _mirrored(self, reached: Reached) -> Mirrors:
+        return open_mirrors(
+            self.config,
+            self.metrics,
+            reached=reached,
+            done=self.state.next_step - 1,
+            has_changed=bool(self.changes),
+            notify=self._tell,
+        )
+
+    def _tell(self, line: str) -> None:
+        print_line(self.console, line)
 
     def _catch_up(self, stop: StopRequest, view: ProgressView) -> int | None:
         """Evaluates what comes before the first step: step 0, or the last one where a signal cut it short."""
         done = self.state.next_step - 1
-        is_due = done == 0 or done == self.schedule.num_steps or _is_due(done, self.config.evaluation.every)
+        is_due = done in (0, self.schedule.num_steps) or _is_due(done, self.config.evaluation.every)
         if not is_due or self._is_evaluated(done):
-            return None if done == self.schedule.num_steps else self._agree_on_stop(stop)
+            return None if self.is_finished else self._agree_on_stop(stop)
         if not self._evaluate(done, view, stop):
             return self._agree_on_stop(stop)
-        if done > 0 and self.state.best_step == done:
-            self._save(done)
+        if done > 0:
+            self._save(done, view)  # or another start would not know of it
         return None
 
-    def _train_steps(self, first: int, stop: StopRequest, view: ProgressView) -> int | None:
-        last = self.schedule.num_steps
+    def _train_steps(
+        self, first: int, stop: StopRequest, view: ProgressView, collect: Callable[[], object]
+    ) -> int | None:
+        if self.is_finished:
+            return None
         for step in self.schedule.steps(first):
             self.update(step, view)
-            is_last = step.number == last
-            is_finished = False
-            if is_last or _is_due(step.number, self.config.evaluation.every):
-                is_finished = self._evaluate(step.number, view, stop) and is_last
+            is_evaluated = self._is_evaluation_due(step.number) and self._evaluate(step.number, view, stop)
             stopped = self._agree_on_stop(stop)
-            is_best = self.state.best_step == step.number
-            is_due = _is_due(step.number, self.config.checkpoints.every)
-            if is_last or is_best or is_due or stopped is not None:
-                self._save(step.number)
+            if self.is_finished or stopped is not None or self._is_save_due(step.number):
+                self._save(step.number, view)
                 stopped = stopped or self._agree_on_stop(stop)  # asked while saving: no further step
-            if is_finished:
+            if is_evaluated or step.number % STEPS_BETWEEN == 0:
+                collect()
+            if self.is_finished and is_evaluated:
                 return None
             if stopped is not None:
                 return stopped
         return None
+
+    def _is_evaluation_due(self, step: int) -> bool:
+        return step == self.schedule.num_steps or _is_due(step, self.config.evaluation.every)
+
+    def _is_save_due(self, step: int) -> bool:
+        return step == self.state.best_step or _is_due(step, self.config.checkpoints.every)
 
     def _agree_on_stop(self, stop: StopRequest) -> int | None:
         """The exit code of a signal that any rank has got, so that all end after the same step."""
@@ -261,39 +293,21 @@ class SFTTrainer:
         try:
             result = self.updates.train(step)
         except NonFiniteError as error:
-            self._skip(error)
-            self.metrics.append({**place, "skipped": error.problems})
+            skipped = self.state.num_skipped
+            require_skippable(error, on_non_finite=self.config.training.on_non_finite, num_skipped=skipped)
+            self.state = replace(self.state, next_step=step.number + 1, num_skipped=skipped + 1)
+            self._record({**place, "skipped": error.problems})
             view.note(f"step {step.number} skipped: {error.problems[0].partition(': ')[2]}")
             return
         seconds = time.perf_counter() - started
         spike = self._spike(step, result.loss)
         recent = [*self.state.recent_losses, result.loss][-REMEMBERED_LOSSES:]
         self.state = replace(self.state, next_step=step.number + 1, recent_losses=recent)
-        view.step(
-            step.number,
-            loss=result.loss,
-            learning_rate=self.updates.learning_rate(step.number),
-            num_tokens=step.num_tokens,
-            seconds=seconds,
-        )
+        line = {**place, **self._figures(step, result, seconds), **spike}
         is_last = step.number == self.schedule.num_steps
         if is_last or spike or _is_due(step.number, self.config.logging.every):
-            self.metrics.append(
-                {
-                    **place,
-                    "loss": result.loss,
-                    "learning_rate": self.updates.learning_rate(step.number),
-                    "grad_norm": result.grad_norm,
-                    "num_documents": len(step.documents),
-                    "num_targets": step.num_targets,
-                    "num_tokens": step.num_tokens,
-                    "seconds": round(seconds, 4),
-                    "time": round(time.time(), 3),
-                    "peak_memory_mb": round(self.devices.peak_memory_mb(), 1),
-                    **({"row_tokens": self.updates.layout.row_tokens} if self.updates.auto_fit else {}),
-                    **spike,
-                }
-            )
+            self._record(line)
+        view.step(line)
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the trajectory; layout, logging and saving do not."""
@@ -307,18 +321,12 @@ class SFTTrainer:
             precision=self.devices.precision,
         )
 
-    def _refuse_misfits(self, layout: Layout) -> None:
-        sources = [source for source in (self.train_documents, self.dev_documents) if source is not None]
-        longest = max(int(source.lengths.max()) for source in sources)
-        tokenizer = None if self.template is None else self.template.tokenizer
-        refuse_misfits(self.policy, tokenizer, longest_document=longest)
-        if layout.packing and longest > layout.row_tokens:
-            fact = f"rows hold {layout.row_tokens} tokens, the longest document has {longest}"
-            raise ConfigError(problem("training.row_tokens", fact, f"write {longest} or more"))
+    def _leave_behind(self, done: int) -> Reached:
+        """Lets go of what a run beyond the step that was taken up has left, and tells what has changed.
 
-    def _leave_behind(self, done: int) -> None:
-        """Lets go of what a run beyond the step that was taken up has left, and tells what has changed."""
-        self.metrics.forget_after(done if done > 0 else -1)  # step 0 is evaluated again, too
+        Returns how far that run went.
+        """
+        reached = self.metrics.forget_after(done, evaluated=self.state.evaluated if done > 0 else -1)
         for aside in self.checkpoints.set_aside_after(done, best_step=self.state.best_step):
             print_line(self.console, f"{aside}: set aside; the run goes on behind step {done}")
         if self.changes:
@@ -326,17 +334,26 @@ class SFTTrainer:
                 print_line(self.console, f"from step {done + 1} on: {change.in_words()}")
             changes = {change.name: {"before": change.before, "now": change.now} for change in self.changes}
             self.metrics.append({"step": done + 1, "changes": changes})
+        return reached
 
-    def _skip(self, error: NonFiniteError) -> None:
-        """Passes over a step that cannot be trained, if the settings allow it; raises the error if not."""
-        if self.config.training.on_non_finite == "stop":
-            raise error
-        if self.state.num_skipped >= MOST_SKIPPED:
-            fact = f"{MOST_SKIPPED} steps were skipped before this one"
-            remedy = "look at their documents in metrics.jsonl, or lower training.learning_rate"
-            raise NonFiniteError([*error.problems, problem("training.on_non_finite", fact, remedy)])
-        done, skipped = self.state.next_step, self.state.num_skipped
-        self.state = replace(self.state, next_step=done + 1, num_skipped=skipped + 1)
+    def _record(self, line: dict[str, Any]) -> None:
+        self.metrics.append(line)
+        self.mirrors.write(line)
+
+    def _figures(self, step: Step, result: StepResult, seconds: float) -> dict[str, Any]:
+        """What metrics.jsonl tells of an update."""
+        return {
+            "loss": result.loss,
+            "learning_rate": self.updates.learning_rate(step.number),
+            "grad_norm": result.grad_norm,
+            "num_documents": len(step.documents),
+            "num_targets": step.num_targets,
+            "num_tokens": step.num_tokens,
+            "seconds": round(seconds, 4),
+            "time": round(time.time(), 3),
+            "peak_memory_mb": round(self.devices.peak_memory_mb(), 1),
+            **({"row_tokens": self.updates.layout.row_tokens} if self.updates.auto_fit else {}),
+        }
 
     def _spike(self, step: Step, loss: float) -> dict[str, Any]:
         """What metrics.jsonl says of a loss far above those before it; documents are measured now."""
@@ -348,6 +365,8 @@ class SFTTrainer:
         return {"spike": {"usual_loss": usual, "documents": documents}}
 
     def _is_evaluated(self, step: int) -> bool:
+        if self.state.evaluated is not None:
+            return self.state.evaluated >= step
         is_there = any(line["step"] == step and "train_loss" in line for line in self.metrics.each_line())
         return bool(self.ranks.highest(int(is_there)))
 
@@ -355,7 +374,7 @@ class SFTTrainer:
         """Whether the evaluation went through; one that a signal cuts short leaves no trace."""
         line: dict[str, Any] = {"step": step}
         try:
-            with self.ranks.doing(f"step {step}, evaluation"):
+            with self.ranks.doing(f"step {step}, evaluation"), view.during("evaluation"):
                 line |= self.examination.examine(
                     step,
                     is_leaving=lambda: self._agree_on_stop(stop) is not None,
@@ -363,21 +382,18 @@ class SFTTrainer:
                 )
         except CutShort:
             return False
-        self.metrics.append(line)
-        self._note_best(step, line.get("dev_loss"))
+        self._record(line)
+        self.state = with_evaluation(self.state, line, by=self.config.evaluation.best_by)
+        view.evaluated(line)
         for text in in_words(line):
             view.note(text)
         return True
 
-    def _note_best(self, step: int, dev_loss: float | None) -> None:
-        best = self.state.best_dev_loss
-        if dev_loss is not None and step > 0 and (best is None or dev_loss < best):
-            self.state = replace(self.state, best_step=step, best_dev_loss=dev_loss)
-
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, view: ProgressView) -> None:
         state = replace(self.state, scaler=self.scaler.state_dict())
-        with self.ranks.doing(f"step {step}, saving"):
+        with self.ranks.doing(f"step {step}, saving"), view.during("save"):
             self.metrics.sync()
+            self.mirrors.flush()
             self.checkpoints.save(state, policy=self.policy, optimizer=self.optimizer)
 
 

@@ -161,9 +161,9 @@ def write_trial(
         config,
         data=data,
         training=training,
-        evaluation=replace(config.evaluation, every=0, exact_match=None),
-        checkpoints=replace(config.checkpoints, every=every, keep=1),
-        logging=replace(config.logging, every=1),
+        evaluation=replace(config.evaluation, every=0, exact_match=None, best_by="dev_loss", patience=None),
+        checkpoints=replace(config.checkpoints, every=every, keep=1, final="last"),
+        logging=replace(config.logging, every=1, tensorboard=False, wandb=None),
         output_dir=str(folder / "run"),
         origins={},
     )
