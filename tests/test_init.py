@@ -11,12 +11,16 @@ import pytest
 from rich.console import Console
 from tests.small_run import SOURCES, write_base, write_records
 from tests.small_tokenizer import write_small_tokenizer
+from transformers import AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from finetooth import init as init_module
 from finetooth.base.machine import Machine
 from finetooth.cli import app
 from finetooth.config.load import load_config
+from finetooth.data.templates.template import resolve_template
+from finetooth.data.tokenizer.tokenizer import load_tokenizer
+from finetooth.training.final import exported_template
 
 MACHINE = Machine(memory=16_000_000_000, free=12_000_000_000)
 RUN_FILE = """\
@@ -213,8 +217,9 @@ def test_where_a_record_has_reasoning_the_template_asks_for_it(folder: Path):
     assert "data.template_args" not in init()["settings"]
 
 
+@pytest.mark.slow
 def test_qwen3s_own_template_is_told_too(folder: Path, shared: Path):
-    """What a user's prompt is in use, by plain transformers from final/, is what stood before the targets."""
+    """What plain transformers makes of a question from final/ ends as what stood before the targets."""
     tokenizer = shared / "tokenizers" / "qwen3"
     lines = [json.dumps({"prompt": f"What is {n}?", "response": f"is {n}."}) for n in range(40)]
     (folder / "train.jsonl").write_text("\n".join(lines))
@@ -224,6 +229,16 @@ def test_qwen3s_own_template_is_told_too(folder: Path, shared: Path):
         text = "".join(("⟦" if weight else "") + piece for piece, weight in pieces_of(sample))
         assert text.partition("⟦")[0].endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
         assert "think" not in text.partition("⟦")[2]
+    template = resolve_template(
+        "auto", load_tokenizer(str(tokenizer)), template_args={"enable_thinking": False}
+    )
+    prompt = AutoTokenizer.from_pretrained(tokenizer).apply_chat_template(
+        [{"role": "user", "content": "What is 3?"}],
+        chat_template=exported_template(template),
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 
 def test_the_run_has_a_folder_of_its_own(folder: Path):

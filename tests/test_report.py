@@ -187,7 +187,7 @@ def test_a_run_that_went_on_and_was_cut_off_says_so(run: Path, tmp_path: Path):
     run = copied(run, tmp_path)
     change_json(run / "summary.json", lambda summary: summary | {"state": "stopped", "num_steps": 4})
     assert read_run(str(run)).state == "cut off"
-    change_json(run / "summary.json", lambda summary: summary | {"num_steps": 10})
+    change_json(run / "summary.json", lambda summary: summary | {"num_lost_steps": 6})
     assert read_run(str(run)).state == "stopped"
 
 

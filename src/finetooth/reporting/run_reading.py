@@ -140,8 +140,9 @@ def _state(folder: Path, summary: Mapping[str, Any], course: Course) -> str:
     if writer != "nobody":
         return "running" if writer == "a process here" else "running or cut off"
     last = int(course.steps[-1]) if len(course.steps) else 0
-    has_gone_on = last > summary.get("num_steps", last)
-    return "cut off" if has_gone_on else summary.get("state", "cut off")
+    # A run that could not save in time has logged steps that it lost.
+    known = summary.get("num_steps", last) + summary.get("num_lost_steps", 0)
+    return "cut off" if last > known else summary.get("state", "cut off")
 
 
 def _answers(folder: Path, *, until: float) -> dict[int, list[Answer]]:
