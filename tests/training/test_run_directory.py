@@ -148,7 +148,8 @@ def test_what_is_known_before_the_first_step_is_written(tmp_path: Path):
     assert json.loads((run / "schedule.json").read_text()) == {"num_steps": 3}
     assert (run / "ledger.jsonl").read_text() == '{"state": "kept"}\n'
     environment = json.loads((run / "environment.json").read_text())
-    assert set(environment) == {"python", "platform", "device", "command", "versions", "template"}
+    names = {"python", "platform", "device", "device_type", "precision", "command", "versions", "template"}
+    assert set(environment) == names
     assert environment["device"].startswith("cpu, ")
     assert {"finetooth", "torch", "transformers"} <= set(environment["versions"])
 
