@@ -27,6 +27,7 @@ from finetooth.reporting.data_card import write_data_card
 from finetooth.reporting.report_page import write_report
 from finetooth.reporting.run_reading import read_run
 from finetooth.training.duration import Part, weigh_steps
+from finetooth.training.garbage import collecting_between_steps
 from finetooth.training.memory import telling_what_loads
 from finetooth.training.run_directory import describe_run
 from finetooth.training.timing import time_answers, time_losses, time_saving, time_steps
@@ -49,7 +50,8 @@ def trial(config: SFTConfig, *, console: Console | None = None) -> dict[str, Any
     with _bounded_by_free_memory(devices):
         trainer.updates.rehearse(first=1)
         ready_at = time.monotonic()
-        parts = _measure(trainer, output)
+        with collecting_between_steps():
+            parts = _measure(trainer, output)
     started = time.perf_counter()
     write_report(read_run(str(output)))
     parts["report"] = Part(time.perf_counter() - started, "pages", 1, 1)
