@@ -1,4 +1,7 @@
-"""Batched greedy generation that ends at the stop tokens."""
+"""Batched greedy generation that ends at the stop tokens.
+
+B rows that are answered together, T tokens of a row.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -6,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+import torch.nn.functional as F
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from finetooth.base.devices import DeviceManager
 from finetooth.evaluation.roomy_cache import roomy_cache
@@ -134,44 +138,69 @@ def _generate_rows(
     room = getattr(policy.model.config, "max_position_embeddings", longest + max_new_tokens) - longest
     if room <= 0:
         return [Generation((), stopped=False)] * len(rows)
-    end, device = longest + min(max_new_tokens, room), devices.device
-    pad = stop_token_ids[0]
-    ids_BT = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device)
-    mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-    stops = torch.tensor(list(stop_token_ids), device=device)
+    end = longest + min(max_new_tokens, room)
+    ids_BT, mask_BT = _padded(rows, pad=stop_token_ids[0], device=devices.device)
+    stops = torch.tensor(list(stop_token_ids), device=devices.device)
     cache = roomy_cache(policy.model)
     answers: dict[int, Generation] = {}
     going = list(range(len(rows)))
     while going:
-        enough = [] if cache is None else [_EnoughHaveStopped(stops, len(going))]
-        settings = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=end - ids_BT.shape[1],
-            eos_token_id=list(stop_token_ids),
-            pad_token_id=pad,
-        )
-        with devices.autocast(), _only(settings, policy):
-            ids_BT = policy.generate(
-                ids_BT,
-                attention_mask=mask_BT,
-                past_key_values=cache,
-                stopping_criteria=StoppingCriteriaList(enough),
-                streamer=told,
-            )
+        with devices.autocast():
+            ids_BT = _one_pass(policy, ids_BT, mask_BT, cache, stops=stops, end=end, told=told)
         written = ids_BT[:, longest:]
         goes_on_B = ~torch.isin(written, stops).any(dim=1) & (ids_BT.shape[1] < end)
-        for row, number, goes_on in zip(written.tolist(), going, goes_on_B.tolist(), strict=True):
+        for number, row, goes_on in zip(going, written.tolist(), goes_on_B.tolist(), strict=True):
             if not goes_on:
                 answers[number] = until_stop(row, set(stop_token_ids))
         kept = goes_on_B.nonzero()[:, 0]
         going = [going[place] for place in kept.tolist()]
         if going:
             assert cache is not None, "without one, nothing ends a pass before all have stopped"
-            cache.reorder_cache(kept)
+            cache.reorder_cache(kept)  # pyright: ignore[reportArgumentType]
+            mask_BT = F.pad(mask_BT, (0, ids_BT.shape[1] - mask_BT.shape[1]), value=1)[kept]
             ids_BT = ids_BT[kept]
-            ones_BT = mask_BT.new_ones((len(going), ids_BT.shape[1] - mask_BT.shape[1]))
-            mask_BT = torch.cat([mask_BT[kept], ones_BT], dim=1)
     return [answers[number] for number in range(len(rows))]
+
+
+def _padded(
+    rows: Sequence[Sequence[int]], *, pad: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids int64 [B, T], padded on the left, and a mask of the same shape that is 0 at the padding."""
+    longest = max(map(len, rows))
+    ids_BT = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device)
+    mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids_BT, mask_BT
+
+
+def _one_pass(
+    policy: PolicyModel,
+    ids_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    cache: DynamicCache | None,
+    *,
+    stops: torch.Tensor,
+    end: int,
+    told: "_Teller | None",
+) -> torch.Tensor:
+    """The rows continued up to `end` tokens, or until enough of them have stopped to leave those behind.
+
+    cache: keys and values of all tokens but the last, which grow; without one, until all have stopped.
+    """
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=end - ids_BT.shape[1],
+        eos_token_id=stops.tolist(),
+        pad_token_id=int(stops[0]),
+    )
+    enough = [] if cache is None else [_EnoughHaveStopped(stops, len(ids_BT))]
+    with _only(settings, policy):
+        return policy.generate(
+            ids_BT,
+            attention_mask=mask_BT,
+            past_key_values=cache,
+            stopping_criteria=StoppingCriteriaList(enough),
+            streamer=told,
+        )
 
 
 class _EnoughHaveStopped(StoppingCriteria):
