@@ -210,13 +210,13 @@ def test_a_run_that_fails_leaves_a_report_that_says_why(run: Path, monkeypatch: 
 
 
 def test_a_run_that_is_stopped_leaves_a_report(run: Path, monkeypatch: pytest.MonkeyPatch):
-    update = SFTTrainer._update
+    update = SFTTrainer.update
 
     def stop(self: SFTTrainer, *arguments: Any) -> None:
         update(self, *arguments)
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    monkeypatch.setattr(SFTTrainer, "_update", stop)
+    monkeypatch.setattr(SFTTrainer, "update", stop)
     result = command("train", "run.yaml", "output_dir=stopped")
     assert result.exit_code == 75
     page = Page(Path("stopped/report.html").read_text())

@@ -48,6 +48,7 @@ def run_of(**parts: Any) -> Run:
     names = ("origins", "environment", "schedule", "summary", "verified", "answers", "hashes")
     card = parts.pop("data", CARD)
     given = {**{key: {} for key in names}, "masks": {"proved": 7}, "form": "folder", **parts}
+    given = {"evaluated": [], "state": "finished", **given}
     return Run(
         name="run", folder=Path("run"), config=config, counts=counts, course=course, data=card, **given
     )
@@ -113,6 +114,12 @@ VERIFIED = {"to": "folder", "dtype": "bf16", "passed": True, "verdicts": [VERDIC
         ("overfit", {"course": evaluated(3.0, 2.0)}, "unknown", "one measurement"),
         ("overfit", {"course": evaluated(3.0, 2.0, 2.01)}, "good", "not seen"),
         ("overfit", {"course": evaluated(1.0, 2.0, 2.2)}, "look", "+10.0% since step 1"),
+        (
+            "overfit",
+            {"course": evaluated(1.0, 2.0, 2.2), "summary": {"final_step": 1}},
+            "good",
+            "not in final/",
+        ),
         ("spikes", {}, "good", "none"),
         ("spikes", {"course": {"notes": [{"step": 5, "spike": {}}]}}, "look", "1"),
         ("spikes", {"course": {"notes": [{"step": 5, "skipped": ["x"]}]}}, "bad", "1 step skipped"),
