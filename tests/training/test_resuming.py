@@ -126,7 +126,7 @@ def test_each_changed_setting_is_refused_by_its_name(trained: Path, tmp_path: Pa
 def test_every_setting_of_training_decides_or_is_known_not_to():
     """A setting of tomorrow is part of the identity until somebody says that it decides nothing."""
     named = {name.removeprefix("training.") for name in CHANGES}
-    free = {"packing", "row_tokens", "rows_at_once", "recompute", "device"}
+    free = {"packing", "row_tokens", "rows_at_once", "recompute", "compile", "device"}
     told_otherwise = {"num_train_epochs", "max_steps", "warmup_steps", "optimizer"}
     assert {name.removeprefix("training.") for name in _DEFAULTS} <= named | free | told_otherwise
 
