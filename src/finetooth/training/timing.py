@@ -6,6 +6,7 @@ in part; each result says how much of it was.
 
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -134,10 +135,6 @@ def time_saving(trainer: SFTTrainer, folder: Path) -> tuple[Part, Part]:
     started = time.perf_counter()
     contents = trainer.checkpoints.gather(trainer.state, policy=trainer.policy, optimizer=trainer.optimizer)
     gathering = time.perf_counter() - started
-    if is_beside and len(steps) > 1:  # memory has to hold a step beside the copy
-        largest = largest_pass(trainer.schedule, trainer.updates.layout).step
-        view = ProgressView(trainer.console, first_step=1, num_steps=trainer.schedule.num_steps)
-        trainer.update(trainer.schedule.step(largest), view)
     beginning = _beginning(contents, _WRITTEN_BYTES)
     on_processor = time.process_time()
     writing = _seconds(lambda: _write(beginning, folder), trainer.devices)
@@ -153,10 +150,28 @@ def time_saving(trainer: SFTTrainer, folder: Path) -> tuple[Part, Part]:
         for tensor in tensors.values()
     )
     final = scale * writing * of_policy / contents.num_bytes
-    return (
+    parts = (
         Part(seconds, "bytes", beginning.num_bytes, contents.num_bytes, len(steps)),
         Part(final, "bytes", min(beginning.num_bytes, of_policy), of_policy),
     )
+    if is_beside and len(steps) > 1:
+        held = [contents, beginning]
+        del contents, beginning
+        _train_beside(trainer, held, seconds=scale * writing)
+    return parts
+
+
+def _train_beside(trainer: SFTTrainer, held: list[Contents], *, seconds: float) -> None:
+    """Trains the step with the largest pass, while a copy is held as long as it takes to be written."""
+    largest = largest_pass(trainer.schedule, trainer.updates.layout).step
+    view = ProgressView(trainer.console, first_step=1, num_steps=trainer.schedule.num_steps)
+    written = threading.Timer(seconds, held.clear)
+    written.start()
+    try:
+        trainer.update(trainer.schedule.step(largest), view)
+    finally:
+        written.cancel()
+        written.join()
 
 
 def _time_losses_of(
