@@ -207,7 +207,10 @@ def read_object(path: Path, kind: Any) -> dict[str, Any]:
 
 def require_kind(content: object, kind: Any) -> None:
     """Raises msgspec.ValidationError, with the place, where a value is of another type than it must be."""
-    msgspec.convert(content, kind)
+    try:
+        msgspec.convert(content, kind)
+    except UnicodeEncodeError:
+        raise msgspec.ValidationError("a text holds half a surrogate pair") from None
 
 
 def damaged(path: Path, why: str = "") -> FinetoothError:
