@@ -97,7 +97,8 @@ def test_another_machine_is_planned_for():
 def test_the_gpu_of_this_machine_is_planned_for(monkeypatch: pytest.MonkeyPatch):
     gpus = (Gpu("NVIDIA L4", 24 * GB, 23 * GB), Gpu("NVIDIA L4", 24 * GB, 20 * GB))
     monkeypatch.setattr(plan_module, "this_machine", lambda: Machine(16 * GB, 12 * GB, gpus))
-    assert planned()["memory"]["available"] == 20 * GB
+    assert planned("training.device=auto")["memory"]["available"] == 20 * GB
+    assert planned("training.device=cpu")["memory"]["available"] == 12 * GB
 
 
 def test_ranks_with_less_than_a_row_are_warned_of():

@@ -148,7 +148,7 @@ def plan(
 
 def _look_ahead(config: SFTConfig, world: int, gpu_memory: str | None, console: Console) -> _Plan:
     machine = this_machine()
-    available, device_type = _available(machine, gpu_memory)
+    available, device_type = _available(machine, config.training.device, gpu_memory)
     shape = shape_of(config.model)
     prepared = prepare_data(config, console=console)
     schedule = schedule_of(config.training, prepared.train_documents)
@@ -213,13 +213,13 @@ def _rough(planned: _Plan) -> Rough | None:
     return rough_duration(weighed, config, schedule, evaluated_tokens=evaluated, rate=product_rate())
 
 
-def _available(machine: Machine, gpu_memory: str | None) -> tuple[int, str]:
-    """Bytes that one device has free, and its kind."""
+def _available(machine: Machine, device: str, gpu_memory: str | None) -> tuple[int, str]:
+    """Bytes that one device has free, and its kind; device: which one the settings ask for."""
     if gpu_memory is not None:
         if (match := _SIZE.fullmatch(gpu_memory)) is None:
             raise ConfigError(problem("--gpu-memory", f"found {gpu_memory!r}", "write e.g. 80GB"))
         return int(float(match[1]) * _UNITS[match[2]]), "cuda"
-    if machine.gpus:
+    if machine.gpus and device != "cpu":
         return min(gpu.free for gpu in machine.gpus), "cuda"
     return machine.free, "cpu"
 
