@@ -67,3 +67,15 @@ def test_bf16_pays_where_products_gain_clearly(bf16: float, pays: bool):
 
 def test_without_a_rate_bf16_does_not_pay():
     assert not bf16_pays({torch.float32: 50e9})
+
+
+def test_a_processor_without_instructions_for_bf16_is_not_measured(monkeypatch: pytest.MonkeyPatch):
+    """Control: what would be measured is believed where there are such instructions."""
+    pays = {torch.float32: 1.0, torch.bfloat16: 3.0}
+    monkeypatch.setattr(precision_probe, "matmul_rates", lambda _: pays)
+    for has_mkldnn, is_known in ((False, True), (True, False), (True, True)):
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda given=has_mkldnn: given)
+        monkeypatch.setattr(
+            torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda given=is_known: given, raising=False
+        )
+        assert precision_probe.bf16_pays_on_cpu.__wrapped__() is (has_mkldnn and is_known)

@@ -47,7 +47,7 @@ def bf16_pays(rates: dict[torch.dtype, float]) -> bool:
 @cache
 def bf16_pays_on_cpu() -> bool:
     """Whether it does on this processor; measured once, and only where there are instructions for bf16."""
-    is_known: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    is_known = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return is_known and bf16_pays(matmul_rates(torch.device("cpu")))
 
 
