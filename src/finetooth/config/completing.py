@@ -12,8 +12,10 @@ def completions(word: str) -> list[str]:
     Keys are bare where one setting alone has the name, and dotted behind a section. Of a key whose values
     are many there is none, so that the shell offers files.
 
-    >>> completions("optim"), completions("optimizer=ad"), completions("logging.")
-    (['optimizer='], ['optimizer=adamw', 'optimizer=adamw_8bit'], ['logging.every=', 'logging.spikes='])
+    >>> completions("optim"), completions("optimizer=ad")
+    (['optimizer='], ['optimizer=adamw', 'optimizer=adamw_8bit'])
+    >>> completions("model.")
+    ['model.path=', 'model.from_config=', 'model.tokenizer=']
     >>> completions("data.train=")
     []
     """
