@@ -83,13 +83,22 @@ def test_the_smoothed_loss_lies_on_what_does_not_change(tmp_path: Path):
     assert thinned(write(tmp_path / "a", updates([2.0] * 19)), most=50).smooth is None
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"loss": 1.0}', '{"step": "1"}'])
-def test_a_line_that_no_run_writes_is_told(tmp_path: Path, line: str):
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", ""),
+        ("[]", ": Expected `object`, got `array`"),
+        ('{"loss": 1.0}', ": Object missing required field `step`"),
+        ('{"step": "1"}', ": Expected `int`, got `str` - at `$.step`"),
+    ],
+)
+def test_a_line_that_no_run_writes_is_told(tmp_path: Path, line: str, reason: str):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1, "loss": 1.0}}\n{line}\n')
     with pytest.raises(FinetoothError) as caught:
         read_course(path)
-    assert str(caught.value) == f"{path}:2: no line that a run writes; remove the line, or name another run"
+    fact = f"no line that a run writes{reason}"
+    assert str(caught.value) == f"{path}:2: {fact}; remove the line, or name another run"
 
 
 def test_nothing_that_is_drawn_leaves_its_place(tmp_path: Path):
