@@ -149,7 +149,7 @@ def test_the_gpu_kernel_is_given_what_its_documentation_asks_for(
 ):
     monkeypatch.setattr(attention, "varlen_attn", many_documents_kernel)
     monkeypatch.setattr(attention, "_VARLEN_HAS_GQA", has_gqa)
-    monkeypatch.setattr(attention, "_each_document", attention._varlen)
+    monkeypatch.setattr(attention, "takes_varlen", lambda *_: True)
     inputs = draw(num_rows, sum(lengths) // num_rows)
     out, _ = document_attention(
         torch.nn.Identity(), *inputs, None, document_layout=make_layout(lengths), sliding_window=window
