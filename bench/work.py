@@ -69,7 +69,7 @@ class Work:
     @property
     def shape(self) -> ModelShape:
         """The sizes of the base model, read from its folder."""
-        return shape_of(ModelConfig(path=str(self.base)))
+        return shape_of(ModelConfig(from_config=str(self.base / "config.json")))
 
 
 def make_work(

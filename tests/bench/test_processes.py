@@ -121,6 +121,7 @@ def test_scaling_varies_one_thing_after_the_other(
     def make_base(command: list[str], folder: Path, *, limit: float) -> None:
         (folder / "base").mkdir()
         (folder / "base" / "lengths.json").write_text('{"mean": 1}')
+        (folder / "base" / "config.json").write_text(json.dumps(work_module.config_of(command[2])))
 
     def run_finetooth(work: Any, folder: Path, limit: float, *, global_batch_tokens: int) -> Any:
         folder.mkdir()
