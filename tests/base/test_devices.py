@@ -1,9 +1,13 @@
 """The device and precision that are asked for are had or refused, and draws within a seed stay within it."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
+from tests.small_run import SOURCES
 
 from finetooth.base import devices as devices_module
 from finetooth.base.devices import DeviceManager, deterministic_seed
@@ -109,7 +113,7 @@ def test_peak_memory_counts_what_this_process_had():
     del held
     assert before > 10
     assert grown >= 400
-    assert devices.peak_memory_mb() >= grown
+    assert devices.peak_memory_mb() > grown - 2  # Linux counts pages in batches; what is let go is 400 MB
 
 
 def test_a_device_is_described_for_people():
@@ -127,3 +131,14 @@ def test_draws_within_a_seed_repeat_and_leave_the_others_alone():
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     assert torch.equal(torch.rand(4), undisturbed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has /proc/self/status")
+def test_what_the_starting_process_held_is_none_of_the_peak():
+    ballast = b"x" * 700_000_000  # more than torch takes
+    code = "from finetooth.base.devices import peak_resident_bytes; print(peak_resident_bytes())"
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert 50_000_000 < int(done.stdout) < len(ballast)

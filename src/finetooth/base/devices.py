@@ -1,9 +1,11 @@
 """DeviceManager: which device computes, and in which precision."""
 
 import contextlib
+import re
 import resource
 import sys
 from collections.abc import Generator
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,6 +14,7 @@ from finetooth.base.errors import ConfigError, problem
 from finetooth.base.precision_probe import bf16_pays_on_cpu
 
 Precision = Literal["fp32", "bf16", "bf16-pure", "fp16"]
+_STATUS = Path("/proc/self/status")
 
 
 class DeviceManager:
@@ -59,8 +62,7 @@ class DeviceManager:
         """The most memory in use so far, in MB: the GPU's allocations, or this process's resident set."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e6
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+        return peak_resident_bytes() / 1e6
 
     def describe(self) -> str:
         """For people: "cpu, 2 threads, fp32", "NVIDIA H200, bf16"."""
@@ -68,6 +70,19 @@ class DeviceManager:
             return f"{torch.cuda.get_device_name(self.device)}, {self.precision}"
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
         return f"{self.device.type}{threads}, {self.precision}"
+
+
+def peak_resident_bytes() -> int:
+    """The largest resident set of this process so far.
+
+    On Linux the kernel is asked for its own figure: that of getrusage begins with what the process held that
+    started this one, such as a notebook's.
+    """
+    told = _STATUS.read_text() if _STATUS.is_file() else ""
+    if match := re.search(r"^VmHWM:\s+(\d+) kB$", told, re.MULTILINE):
+        return int(match[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @contextlib.contextmanager

@@ -121,7 +121,7 @@ class _Line(msgspec.Struct):
     """What is counted of a line."""
 
     split: str
-    state: State
+    state: str  # also one that nothing should write, which is counted as missing
     reason: str | None
     mask: str | None
     documents: int
