@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 _POLL_SECONDS, _BUSY_MILLISECONDS = 0.02, 200
+_PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 _RECOMPILED = re.compile(r"^V(\d{4} [\d:.]+) .*\[__recompiles\] Recompiling function", re.MULTILINE)
 
 
@@ -49,19 +49,18 @@ def run_process(command: Sequence[str], folder: Path, *, limit: float) -> Ended:
         started = time.time()
         process = subprocess.Popen(command, stdout=output, stderr=output, env=_environment(folder))
         try:
-            usage = _wait(process, started + limit)
+            peak = _wait(process, started + limit)
         finally:
             if process.returncode is None:
                 process.kill()
                 process.wait()
         ended = time.time()
-    if usage is None:
+    if peak is None:
         raise ArmError(f"stopped after {limit:g} s")
     text = log.read_text(errors="replace")
     if process.returncode != 0:
         raise ArmError((text.strip().splitlines() or [f"exit code {process.returncode}"])[-1])
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
-    return Ended(started, ended, peak, tuple(_read_busy(folder / "busy.csv")), tuple(_recompiled(text)))
+    return Ended(started, ended, peak / 1e6, tuple(_read_busy(folder / "busy.csv")), tuple(_recompiled(text)))
 
 
 @contextlib.contextmanager
@@ -89,15 +88,30 @@ def _environment(folder: Path) -> dict[str, str]:
     return own | variables
 
 
-def _wait(process: subprocess.Popen[bytes], deadline: float) -> Any:
-    """What the system tells of the ended process; None where it goes on too long."""
+def _wait(process: subprocess.Popen[bytes], deadline: float) -> int | None:
+    """The most bytes that were resident in the process, at its end; None where it goes on too long.
+
+    The figure of wait4 begins with what this process holds, so it counts only where /proc does not tell.
+    """
+    peak = 0
     while time.time() < deadline:
+        peak = max(peak, _peak_so_far(process.pid))
         number, status, usage = os.wait4(process.pid, os.WNOHANG)
         if number:
             process.returncode = os.waitstatus_to_exitcode(status)
-            return usage
+            return peak or usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         time.sleep(_POLL_SECONDS)
     return None
+
+
+def _peak_so_far(number: int) -> int:
+    """The largest resident set of a process so far, in bytes; 0 where it has ended or there is no /proc."""
+    try:
+        told = Path(f"/proc/{number}/status").read_text()
+    except OSError:
+        return 0
+    match = _PEAK.search(told)
+    return int(match[1]) * 1024 if match else 0
 
 
 @contextlib.contextmanager

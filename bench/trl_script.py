@@ -7,7 +7,6 @@ peft's LoraConfig, or null) and where to write the `notes`.
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -64,8 +63,10 @@ def _finish(notes: dict[str, Any], trainer: Any) -> None:
     """Adds what is known at the end; what follows `ended` is no part of the measured run."""
     import torch
 
+    from finetooth.base.devices import peak_resident_bytes
+
     notes["ended"] = time.time()
-    notes["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    notes["peak_memory_mb"] = peak_resident_bytes() / 1e6
     if torch.cuda.is_available():
         notes["peak_memory_mb"] = torch.cuda.max_memory_allocated() / 1e6
     history = trainer.state.log_history

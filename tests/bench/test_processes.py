@@ -34,6 +34,13 @@ def test_time_and_memory_of_a_process_are_its_own(bench: Any, tmp_path: Path):
     assert ended.recompiled == ()
 
 
+def test_memory_of_the_benchmark_itself_is_not_counted(bench: Any, tmp_path: Path):
+    held = b"x" * 300_000_000
+    ended = bench("processes").run_process(python("import time; time.sleep(0.2)"), tmp_path, limit=60)
+    assert len(held) > 0
+    assert 1 < ended.peak_memory_mb < 100
+
+
 def test_a_process_that_fails_tells_its_last_line(bench: Any, tmp_path: Path):
     processes = bench("processes")
     with pytest.raises(processes.ArmError) as caught:

@@ -165,17 +165,17 @@ def test_the_index_is_a_dictionary(portions: list[list[int]]):
 
 
 MEMORY = """
-import json, resource
+import json
 import numpy as np
+from finetooth.base.devices import peak_resident_bytes
 from finetooth.data.quality import HashIndex
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 index, generator = HashIndex(), np.random.default_rng(1)
-before = peak()
+before = peak_resident_bytes()
 for portion in range(400):
     hashes = [row.tobytes() for row in generator.integers(0, 256, (500, 16), np.uint8)]
     assert (index.find(hashes) == -1).all()
     index.add(hashes, range(500))
-print(json.dumps(peak() - before))
+print(json.dumps((peak_resident_bytes() - before) / 1e6))
 """
 
 

@@ -1,6 +1,5 @@
 """Where the ranks share the parameters, each reads only its part, and trains what is loaded whole."""
 
-import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.ranks import on_ranks
 from tests.small_run import write_base, write_run
 
-from finetooth.base.devices import DeviceManager
+from finetooth.base.devices import DeviceManager, peak_resident_bytes
 from finetooth.base.distributed import Ranks
 from finetooth.base.errors import ConfigError
 from finetooth.config.load import load_config
@@ -84,14 +83,14 @@ def test_a_policy_read_in_parts_is_the_one_read_whole_and_trains_to_the_same_bit
 def grown_bytes(ranks: Ranks, folder: Path, is_sharded: bool) -> int:
     """By how much the most memory that this process ever held has grown when it has its part."""
     config = config_of(folder, "large")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident_bytes()
     if is_sharded:
         parallel, name = config.parallel, str(folder / "large")
         assert read_sharded(name, ranks=ranks, parallel=parallel, devices=CPU) is not None
     else:
         policy = load_policy(config.model, devices=CPU)
         distribute(policy, ranks, parallel=config.parallel, devices=CPU)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return peak_resident_bytes() - before
 
 
 @pytest.mark.slow
