@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.legacy_systems import per_head_file
+from tests.ranks import on_ranks
 from tests.small_run import write_run
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
 from finetooth.arguments import spell_out_resume
+from finetooth.base.distributed import Notices, Ranks
+from finetooth.base.errors import FinetoothError
 from finetooth.base.files import check_folder
 from finetooth.cli import app
+from finetooth.config.load import load_config
+from finetooth.train import train
 from finetooth.training.examination import Examination
 
 # By dev loss the second evaluation is the best, and two behind it are worse.
 COURSE = {0: 9.0, 2: 3.0, 4: 2.0, 6: 2.5, 8: 2.0, 10: 1.0}
 WHY = "step 8 of 10: no better dev_loss in 2 evaluations since step 4"
+SHORT_COURSE = {0: 9.0, 1: 2.0, 2: 3.0}
 SETTINGS: dict[str, dict[str, Any]] = {
     "training": {"max_steps": 10},
     "evaluation": {"every": 2, "patience": 2},
@@ -195,3 +203,56 @@ def test_an_adapter_and_a_head_with_a_bias_are_taken_from_the_best_checkpoint(
     saved = load_file(tmp_path / "biased" / "checkpoints" / "step-000004" / "model.safetensors")
     assert torch.equal(content["model_state_dict"]["lm_head.bias"], saved["lm_head.bias"])
     assert content["step"] == 4
+
+
+def train_on_ranks(ranks: Ranks, folder: Path) -> list[str]:
+    """Runs whose final/ is the best policy, plain and shared; what is said where that has been damaged."""
+    with contextlib.chdir(folder), following(SHORT_COURSE), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finetooth.train.ranks_of_environment", lambda: ranks)
+        patch.setattr("finetooth.train.joined", lambda *_, **__: contextlib.nullcontext(Notices(None, ranks)))
+        config = load_config("run.yaml")
+        train(replace(config, parallel=replace(config.parallel, shard="all"), output_dir="shared"))
+        train(replace(config, output_dir="plain"))
+        if ranks.is_first:
+            Path("plain/final").rename("final")
+            damage_second_file(Path("plain/checkpoints/step-000001"))
+        try:
+            train(replace(config, output_dir="plain"), resume="must")
+        except FinetoothError as error:
+            return error.problems
+    return []
+
+
+def damage_second_file(folder: Path) -> None:
+    """Changes a byte of the file whose hash the second of two ranks compares."""
+    path = folder / sorted(read_json(folder / "MANIFEST.json")["files"])[1]
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+
+
+def parameter_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("model*.safetensors")}
+
+
+def test_on_two_ranks_final_holds_the_best_that_one_process_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    checkpoints = {"every": 1, "final": "best"}
+    write_run(tmp_path, training={"max_steps": 2}, evaluation={"every": 1}, checkpoints=checkpoints)
+    with following(SHORT_COURSE):
+        assert command().exit_code == 0
+    alone = load_file(tmp_path / "run" / "final" / "model.safetensors")
+    told = on_ranks(train_on_ranks, tmp_path, world_size=2)
+    for run, final in (("plain", tmp_path / "final"), ("shared", tmp_path / "shared" / "final")):
+        best, last = (tmp_path / run / "checkpoints" / f"step-00000{step}" for step in (1, 2))
+        assert check_folder(final) == []
+        assert len(parameter_files(final)) == {"plain": 1, "shared": 2}[run]
+        assert parameter_files(final) == parameter_files(best)
+        assert parameter_files(final) != parameter_files(last), "negative control: the last is another"
+        ours = AutoModelForCausalLM.from_pretrained(final).state_dict()
+        for name, tensor in alone.items():
+            assert (ours[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
+    place = "plain/checkpoints/step-000001"
+    damage = f"{place}: damaged: generation_config.json: its content differs from its hash"
+    remedy = "restore it, or write checkpoints.final: last and go on with --resume"
+    assert told == [[f"rank 1, checking {place}: {damage}; {remedy}"], ["told by another process"]]

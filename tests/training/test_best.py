@@ -169,21 +169,17 @@ def test_a_run_that_has_ended_early_trains_no_more(tmp_path: Path):
 
 @pytest.mark.usefixtures("course")
 @pytest.mark.parametrize("killed_at", [4, 5, 6])
-def test_a_kill_between_evaluation_and_save_costs_no_patience(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
-):
+def test_a_kill_between_evaluation_and_save_costs_no_patience(tmp_path: Path, killed_at: int):
     """The evaluation stands in metrics.jsonl, and no checkpoint knows of it."""
     config = make_config(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(CheckpointManager, "save", killing(killed_at))
-        with pytest.raises(FinetoothError, match="killed"):
-            trainer_of(config).train()
+    killed_in_a_save(trainer_of(config), killed_at)
     again = behind(config, killed_at - 1)
     assert evaluated(again.train()) == list(range(END + 1))
     assert standing(again) == (END, 4, 7.0, 2, END)
 
 
-def killing(step: int) -> Any:
+def killed_in_a_save(trainer: SFTTrainer, step: int) -> None:
+    """Trains until the checkpoint of a step is to be written, and no further."""
     real = CheckpointManager.save
 
     def save(self: CheckpointManager, state: TrainingState, **options: Any) -> Path:
@@ -191,20 +187,16 @@ def killing(step: int) -> Any:
             raise FinetoothError("killed")
         return real(self, state, **options)
 
-    return save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CheckpointManager, "save", save)
+        with pytest.raises(FinetoothError, match="killed"):
+            trainer.train()
 
 
 def test_an_evaluation_that_was_made_up_for_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A signal cuts the evaluation of step 5 short; what makes up for it is killed before it saves."""
     config = make_config(tmp_path)
-    cut_short(monkeypatch, 5)
-    trainer_of(config).train()
+    made_up_for_and_killed(config, monkeypatch)
     assert read_state(tmp_path / "checkpoints" / "step-000005").evaluated == 4
-    follow(monkeypatch, COURSE)
-    with monkeypatch.context() as patch:
-        patch.setattr(CheckpointManager, "save", killing(5))
-        with pytest.raises(FinetoothError, match="killed"):
-            behind(config, 5).train()
     again = behind(config, 5)
     assert evaluated(again.train()) == list(range(END + 1))
     assert standing(again) == (END, 4, 7.0, 2, END)
@@ -215,17 +207,19 @@ def test_without_the_note_of_the_last_evaluation_one_would_be_lost(
 ):
     """Negative control: metrics.jsonl alone, as an older version looked at it, says that it was made."""
     config = make_config(tmp_path)
-    cut_short(monkeypatch, 5)
-    trainer_of(config).train()
-    follow(monkeypatch, COURSE)
-    with monkeypatch.context() as patch:
-        patch.setattr(CheckpointManager, "save", killing(5))
-        with pytest.raises(FinetoothError, match="killed"):
-            behind(config, 5).train()
+    made_up_for_and_killed(config, monkeypatch)
     again = behind(config, 5)
     again.state = replace(again.state, evaluated=None)
     again.train()
     assert standing(again)[0] != END
+
+
+def made_up_for_and_killed(config: SFTConfig, patch: pytest.MonkeyPatch) -> None:
+    """A signal cuts the evaluation of step 5 short; what makes up for it is killed before it saves."""
+    cut_short(patch, 5)
+    trainer_of(config).train()
+    follow(patch, COURSE)
+    killed_in_a_save(behind(config, 5), 5)
 
 
 def cut_short(patch: pytest.MonkeyPatch, step: int) -> None:
