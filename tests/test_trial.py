@@ -1,6 +1,7 @@
 """`plan --measure` tells what the run then takes and leaves nothing behind; what does not fit is told."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -66,14 +67,33 @@ def test_a_plan_that_is_stopped_leaves_nothing_behind_either(tmp_path: Path):
     write_run(tmp_path)
     before = files_of(tmp_path)
     process = start_process("plan", "run.yaml", "--measure", folder=tmp_path)
-    while process.poll() is None and not any(tmp_path.glob(".finetooth-plan-*/run.yaml")):
+    while process.poll() is None and not any(tmp_path.glob(".finetooth-plan.*/run.yaml")):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     said = "run: stopped by SIGTERM before the first step; start it with the same command\n"
     assert (process.returncode, stderr) == (75, said)
     assert leftovers(before, tmp_path) == set()
-    assert not any(tmp_path.glob(".finetooth-plan-*"))
+    assert not any(tmp_path.glob(".finetooth-plan*"))
+
+
+def test_what_a_killed_plan_left_goes_with_a_later_one(here: Path, monkeypatch: pytest.MonkeyPatch):
+    left = here / ".finetooth-plan.partial-0"
+    (left / "run").mkdir(parents=True)
+    os.utime(left, (0, 0))
+
+    def ended(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        if "trial" in command:
+            folder = Path(command[4]).parent
+            assert list(here.glob(".finetooth-plan*")) == [folder]
+            [held] = options["pass_fds"]
+            assert os.path.samestat(os.fstat(held), folder.stat()), "who measures holds it"
+        return subprocess.CompletedProcess(command, 3, "", "")
+
+    monkeypatch.setattr(trial_process.subprocess, "run", ended)
+    said = "--measure: exit code 3: it said nothing; see what finetooth train says\n"
+    assert run("--measure").stderr == said
+    assert not any(here.glob(".finetooth-plan*"))
 
 
 def test_what_is_left_behind_would_be_noticed(tmp_path: Path):

@@ -1,12 +1,15 @@
 """Files and folders appear complete or not at all."""
 
 import errno
+import fcntl
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 
 from finetooth.base import files
 from finetooth.base.errors import FinetoothError
-from finetooth.base.files import check_folder, new_folder, sha256_of, write_atomically
+from finetooth.base.files import check_folder, new_folder, passing_folder, sha256_of, write_atomically
 
 
 def write_sample(path: Path, *, replace: bool = False, text: str = "one") -> None:
@@ -233,6 +236,48 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path):
     os.utime(leftover, (0, 0))
     write_sample(target)
     assert os.listdir(tmp_path) == ["made"]
+
+
+KILLED_BESIDE_A_CHILD = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from finetooth.base.files import passing_folder
+with passing_folder(Path(sys.argv[1])) as (folder, held):
+    child = subprocess.Popen(["sleep", "100"], stdout=subprocess.DEVNULL, pass_fds=[held] * int(sys.argv[2]))
+    print(child.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_a_folder_that_a_child_of_the_killed_process_holds_stays(tmp_path: Path, is_held: bool):
+    """Negative control: of a child that does not hold it, nothing is known, and the folder goes."""
+    command = [sys.executable, "-c", KILLED_BESIDE_A_CHILD, str(tmp_path / "passing"), str(int(is_held))]
+    child = int(subprocess.run(command, stdout=subprocess.PIPE).stdout)
+    (left,) = tmp_path.iterdir()
+    os.utime(left, (0, 0))
+    try:
+        with passing_folder(tmp_path / "passing") as (folder, _):
+            assert set(tmp_path.iterdir()) == ({left, folder} if is_held else {folder})
+    finally:
+        os.kill(child, signal.SIGKILL)
+    while is_held and is_held_by_any(left):
+        time.sleep(0.01)
+    with passing_folder(tmp_path / "passing") as (folder, _):
+        assert list(tmp_path.iterdir()) == [folder]
+    assert not any(tmp_path.iterdir())
+
+
+def is_held_by_any(folder: Path) -> bool:
+    """Whether a process holds a folder, also one that has just been killed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def test_a_folder_still_being_written_is_not_a_leftover(tmp_path: Path):

@@ -144,21 +144,32 @@ def new_folder(
     >>> with new_folder(Path("runs/first/final")) as folder:          # doctest: +SKIP
     ...     (folder / "config.json").write_text("{}")
     """
-    partial = _partial_name(path)
     with told_plainly(path):
         if path.exists() and not replace:
             raise FileExistsError(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent, glob.escape(path.name))
-        partial.mkdir()
-        try:
-            with _locked(partial):
-                yield partial
-                _write_manifest(partial, written or {})
-                _put_in_place(partial, path, replace=replace)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with passing_folder(path) as (partial, _):
+            yield partial
+            _write_manifest(partial, written or {})
+            _put_in_place(partial, path, replace=replace)
         _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def passing_folder(path: Path) -> Generator[tuple[Path, int], None, None]:
+    """Yields an empty folder beside `path`, removed when the block ends, and the descriptor that holds it.
+
+    What killed processes left so is removed first. A process that is given the descriptor holds the folder as
+    well: while it lives, nobody takes the folder for such a leftover.
+    """
+    folder = _partial_name(path)
+    remove_leftovers(path.parent, glob.escape(path.name))
+    folder.mkdir()
+    try:
+        with _locked(folder) as descriptor:
+            yield folder, descriptor
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(parent: Path, pattern: str) -> None:
@@ -187,7 +198,7 @@ def check_folder(path: Path, *, hashes: bool = True, share: tuple[int, int] = (0
         expected = {str(name): (int(e["size"]), str(e["sha256"])) for name, e in manifest["files"].items()}
     except OSError:
         return [f"{MANIFEST_NAME}: missing"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f"{MANIFEST_NAME}: unreadable"]
     present = _files_below(path)
     problems = [f"{name}: missing" for name in expected if name not in present]
@@ -210,14 +221,14 @@ def _partial_name(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Generator[None, None, None]:
-    """Marks a folder as being written; the mark vanishes with the process, however that ends."""
+def _locked(folder: Path) -> Generator[int, None, None]:
+    """Marks a folder as being used; the mark vanishes with the descriptor, however its processes end."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         # Not every network file system knows locks; there, leftovers are merely not recognised.
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

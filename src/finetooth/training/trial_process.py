@@ -4,21 +4,21 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from finetooth.base.errors import DeviceMemoryError, FinetoothError, problem
-from finetooth.base.files import told_plainly
+from finetooth.base.files import passing_folder, told_plainly
 from finetooth.config.describe import describe_config
 from finetooth.config.schema import SFTConfig
 from finetooth.training.duration import Part
 
 # So low that a policy stays what it is, and high enough that no number becomes denormal, which is slow.
 _LEARNING_RATE = 1e-12
+_FOLDER = "finetooth-plan"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +47,17 @@ class Trial:
 def run_trial(config: SFTConfig) -> Trial:
     """Does once what the run does; its folder stands beside `output_dir`, on the same disk, and is removed.
 
+    Where this process is killed, a later trial there removes it, once the one that measures has ended, too.
     Raises what the trial raises, and DeviceMemoryError where the system kills it.
     """
     output = Path(config.output_dir)
     beside = next(folder for folder in output.absolute().parents if folder.is_dir())
-    prefix = ".finetooth-plan-"
-    with told_plainly(beside / output.name), tempfile.TemporaryDirectory(prefix=prefix, dir=beside) as name:
-        path = Path(name) / "run.yaml"
-        path.write_text(describe_config(_for_trial(config, Path(name) / "run")), encoding="utf-8")
+    with told_plainly(beside / output.name), passing_folder(beside / _FOLDER) as (folder, held):
+        path = folder / "run.yaml"
+        path.write_text(describe_config(_for_trial(config, folder / "run")), encoding="utf-8")
         command = [sys.executable, "-m", "finetooth", "trial", str(path), "--json"]
         started = time.monotonic()
-        process = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
-        )
+        process = _run(command, held)
         ended = time.monotonic()
     if process.returncode != 0:
         raise _failure(process)
@@ -73,6 +71,19 @@ def run_trial(config: SFTConfig) -> Trial:
         peak_memory=found["peak_memory"],
         recompute=found["recompute"],
         seconds=ended - started,
+    )
+
+
+def _run(command: Sequence[str], held: int) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end; held: what holds its folder, kept open also where this process is killed."""
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        pass_fds=(held,),
     )
 
 
