@@ -1,96 +1,13 @@
-"""What commands are given: their options, and the settings and prompts that these name."""
+"""What the words of a command line name: settings, targets, prompts."""
 
-import os
-from collections.abc import Callable, Iterable
-from enum import StrEnum
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
-
-import typer
+from typing import TYPE_CHECKING, cast
 
 from finetooth.base.errors import ConfigError, all_at_once, problem
-from finetooth.shells import complete_setting, complete_setting_behind_target
 
 if TYPE_CHECKING:
     from finetooth.config.schema import SFTConfig
-
-
-class Resume(StrEnum):
-    """What `train` does where the run directory already holds a run."""
-
-    NEVER = "never"
-    MUST = "must"
-    AUTO = "auto"
-
-
-class Layout(StrEnum):
-    """How `prepare --to` writes documents for other systems."""
-
-    H5 = "h5"
-    BIN = "bin"
-    JSONL = "jsonl"
-
-
-class Records(StrEnum):
-    """Whose records `eval --per-record` names."""
-
-    DEV = "dev"
-    TRAIN = "train"
-
-
-class What(StrEnum):
-    """What `init --preset` trains."""
-
-    FULL = "full"
-    LORA = "lora"
-    QLORA = "qlora"
-
-
-class Form(StrEnum):
-    """What `export --to` writes."""
-
-    FOLDER = "folder"
-    ADAPTER = "adapter"
-    MERGED = "merged"
-    PT = "pt"
-
-
-class DType(StrEnum):
-    """The type in which `export` writes parameters."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-
-def _go_offline(asked: bool) -> None:
-    if asked:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="File with the settings of the run.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Settings that win over the file: learning_rate=1e-4",
-        autocompletion=complete_setting,
-    ),
-]
-Targets = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="TARGET... [KEY=VALUE...]",
-        help="Run directories, checkpoints, model folders; settings that win over those of the run.",
-        autocompletion=complete_setting_behind_target,
-    ),
-]
-Target = Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="Run directory or model folder.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Offline = Annotated[
-    bool, typer.Option("--offline", callback=_go_offline, is_eager=True, help="Fetch nothing from the hub.")
-]
 
 
 def spell_out_resume(arguments: Iterable[str]) -> list[str]:
@@ -156,8 +73,7 @@ def load_for(targets: list[str], config: Path | None, overrides: list[str]) -> "
     from finetooth.evaluation.targets import find_targets, settings_file
 
     if not targets:
-        remedy = "name a run directory, a checkpoint of one, or a model folder"
-        raise ConfigError(problem("command line", "no target", remedy))
+        raise mistake("no target", "name a run directory, a checkpoint of one, or a model folder")
     checks: list[Callable[[], object]] = [
         lambda: find_targets(targets),
         lambda: load_settings(config or settings_file(targets), overrides),
@@ -166,8 +82,23 @@ def load_for(targets: list[str], config: Path | None, overrides: list[str]) -> "
     return cast("SFTConfig", settings)
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The lines of a text file that are not empty. Raises ConfigError for one that cannot be read."""
+def gather_prompts(texts: Sequence[str], file: Path | None) -> list[str]:
+    """The texts, and the lines of a text file that are not empty.
+
+    Raises ConfigError for a file that cannot be read, and for an empty text.
+    """
+    prompts = [*texts, *(_read_lines(file) if file else [])]
+    if not all(prompt.strip() for prompt in prompts):
+        raise mistake("an empty prompt", "give --prompt a text")
+    return prompts
+
+
+def mistake(fact: str, remedy: str) -> ConfigError:
+    """The error of a command line whose words do not go together."""
+    return ConfigError(problem("command line", fact, remedy))
+
+
+def _read_lines(path: Path) -> list[str]:
     try:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

@@ -4,10 +4,11 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from finetooth.base.errors import (
     FinetoothError,
@@ -19,50 +20,36 @@ from finetooth.base.errors import (
 )
 from finetooth.base.terminal import make_visible
 
-if TYPE_CHECKING:
-    from rich.console import Console
 
+class Command(TyperCommand):
+    """A command whose function finds the console to talk to in `context.obj` and returns its result.
 
-def run_verb(verb: Callable[["Console"], dict[str, Any] | None], *, as_json: bool) -> dict[str, Any] | None:
-    """Calls a verb; with `as_json` only the result reaches standard output, whatever libraries print.
-
-    Returns what the verb does.
+    With --json only the result reaches standard output, whatever libraries print. A result that says
+    `"passed": false` is exit code 1.
     """
-    from rich.console import Console
 
-    quiet = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    try:
-        with quiet:
-            result = verb(Console(stderr=as_json))
-        line = _as_line(result) if as_json else None
-    except FinetoothError as error:
-        fail(error, as_json=as_json)
-    except KeyboardInterrupt:
-        fail(Stopped("interrupted", exit_code=130), as_json=as_json)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        fail(out_of_memory("memory", error), as_json=as_json)
-    else:
+    def invoke(self, ctx: Any) -> None:
+        """Calls the function; tells a failure in sentences."""
+        from rich.console import Console
+
+        as_json = ctx.params.get("as_json", False)
+        ctx.obj = Console(stderr=as_json)
+        try:
+            with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+                result = super().invoke(ctx)
+            line = _as_line(result) if as_json else None
+        except FinetoothError as error:
+            _fail(error, as_json=as_json)
+        except KeyboardInterrupt:
+            _fail(Stopped("interrupted", exit_code=130), as_json=as_json)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            _fail(out_of_memory("memory", error), as_json=as_json)
         if line is not None and _rank() == 0:
             print(line)
-        return result
-    return None
-
-
-def fail(error: FinetoothError, *, as_json: bool) -> NoReturn:
-    """Tells a failure, once for all ranks, and ends the process with its exit code."""
-    if isinstance(error, Stopped) and _rank():
-        raise typer.Exit(error.exit_code)  # rank 0 tells
-    if not isinstance(error, ToldElsewhere):
-        place = f"rank {_rank()}, " if _rank() else ""
-        lines = [make_visible(line) for line in error.problems]
-        text = str(FinetoothError([line if line.startswith("rank ") else place + line for line in lines]))
-        is_coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-        print(f"\x1b[31m{text}\x1b[0m" if is_coloured else text, file=sys.stderr)
-    if as_json and _rank() == 0:
-        print(json.dumps({"error": error.problems, "exit_code": error.exit_code}))
-    raise typer.Exit(error.exit_code)
+        if result is not None and not result.get("passed", True):
+            raise typer.Exit(1)
 
 
 @contextlib.contextmanager
@@ -80,6 +67,21 @@ def ending_at_once() -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(ended.code or 0)
+
+
+def _fail(error: FinetoothError, *, as_json: bool) -> NoReturn:
+    """Tells a failure, once for all ranks, and ends the process with its exit code."""
+    if isinstance(error, Stopped) and _rank():
+        raise typer.Exit(error.exit_code)  # rank 0 tells
+    if not isinstance(error, ToldElsewhere):
+        place = f"rank {_rank()}, " if _rank() else ""
+        lines = [make_visible(line) for line in error.problems]
+        text = str(FinetoothError([line if line.startswith("rank ") else place + line for line in lines]))
+        is_coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        print(f"\x1b[31m{text}\x1b[0m" if is_coloured else text, file=sys.stderr)
+    if as_json and _rank() == 0:
+        print(json.dumps({"error": error.problems, "exit_code": error.exit_code}))
+    raise typer.Exit(error.exit_code)
 
 
 def _as_line(result: dict[str, Any] | None) -> str:
