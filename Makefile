@@ -5,6 +5,8 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 RUN := .venv/bin/python
+# each test computes on one thread; files stay whole, as what is costly to make is shared within one
+SPREAD := --numprocesses logical --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test torture check bench schema clean
@@ -15,11 +17,11 @@ help:  ## list the targets
 demo: .venv/installed  ## train the built-in model and show what it learnt; no network, no GPU
 	$(RUN) -m finetooth demo
 
-test: .venv/installed  ## run the tests
-	$(RUN) -m pytest
+test: .venv/installed  ## run the tests, on all processors
+	$(RUN) -m pytest $(SPREAD)
 
 torture: .venv/installed  ## kill and damage runs for up to 40 minutes
-	$(RUN) -m pytest -m torture tests/torture
+	$(RUN) -m pytest -m torture $(SPREAD) tests/torture
 
 check: .venv/installed  ## lint, format, types, layers and sizes
 	$(RUN) -m ruff check .

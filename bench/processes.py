@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-_POLL_SECONDS, _BUSY_MILLISECONDS = 0.02, 200
+_POLL_SECONDS, _BUSY_MILLISECONDS = 0.1, 200
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 _RECOMPILED = re.compile(r"^V(\d{4} [\d:.]+) .*\[__recompiles\] Recompiling function", re.MULTILINE)
 

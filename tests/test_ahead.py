@@ -29,8 +29,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
     processes: list[subprocess.Popen[bytes]] = []
 
     class Kept(subprocess.Popen[bytes]):
-        def __init__(self, *arguments: Any, **options: Any):
-            super().__init__(*arguments, **options)
+        def __init__(self, *arguments: Any, env: dict[str, str], **options: Any):
+            super().__init__(*arguments, env=env, **options)
+            self.environment = env
             processes.append(self)
 
     monkeypatch.setattr(ahead.subprocess, "Popen", Kept)
@@ -63,6 +64,23 @@ def test_a_mistake_in_the_data_is_told_by_whoever_needs_it(
     with preparing_ahead(run_file, ()):
         assert started[0].wait(60) != 0
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("set_to", "threads"), [(None, "3"), ("2", "2")])
+def test_one_core_is_left_to_the_libraries_unless_threads_are_set(
+    run_file: Path,
+    started: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    set_to: str | None,
+    threads: str,
+):
+    monkeypatch.setattr(ahead.os, "cpu_count", lambda: 4)
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    if set_to is not None:
+        monkeypatch.setenv("RAYON_NUM_THREADS", set_to)
+    with preparing_ahead(run_file, ()):
+        pass
+    assert started[0].environment["RAYON_NUM_THREADS"] == threads
 
 
 @pytest.mark.parametrize("why", ["2", "nonsense", "one core"])

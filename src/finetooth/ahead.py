@@ -15,13 +15,19 @@ def preparing_ahead(run_file: Path, overrides: Sequence[str]) -> Iterator[None]:
     What it says is not shown: whoever prepares again after it failed meets the same mistake, and tells it.
     It does nothing on one core, nor beside other ranks. At the end of the block the process is gone.
     """
-    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    if not is_alone or (os.cpu_count() or 1) < 2:
+    is_alone, num_cores = os.environ.get("WORLD_SIZE", "1") == "1", os.cpu_count() or 1
+    if not is_alone or num_cores < 2:
         yield
         return
+    # the tokenizer's threads would take the core from the libraries, for which the run waits longer
+    environment = {"RAYON_NUM_THREADS": str(num_cores - 1), **os.environ}
     command = [sys.executable, "-m", "finetooth", "prepare", str(run_file), *overrides]
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
     )
     try:
         yield

@@ -48,8 +48,7 @@ def trial(config: SFTConfig, *, console: Console | None = None) -> dict[str, Any
     trainer = _trainer(config, prepared, devices)
     output = Path(config.output_dir)
     with _bounded_by_free_memory(devices):
-        trainer.updates.rehearse(first=1)
-        ready_at = time.monotonic()
+        ready_at = _rehearse(trainer)
         with collecting_between_steps():
             parts = _measure(trainer, output)
     started = time.perf_counter()
@@ -84,6 +83,14 @@ def _trainer(config: SFTConfig, prepared: PreparedData, devices: DeviceManager) 
     write_data_card(output, prepared, config, documents=documents, layout=layout)
     policy.train()
     return trainer
+
+
+def _rehearse(trainer: SFTTrainer) -> float:
+    """Returns the moment at which a run would be ready, which rehearses only where memory is not ample."""
+    is_spared = trainer.updates.has_room_to_spare(first=1)
+    before = time.monotonic()
+    trainer.updates.rehearse(first=1)
+    return before if is_spared else time.monotonic()
 
 
 def _measure(trainer: SFTTrainer, output: Path) -> dict[str, Part]:

@@ -1,6 +1,7 @@
 """A run that memory does not hold says so before its first step, and names, or takes, rows that fit."""
 
 import json
+import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +26,18 @@ from finetooth.batching.packing import Layout, lay_out
 from finetooth.batching.schedule import Schedule, schedule_of
 from finetooth.model.policy import PolicyModel
 from finetooth.model.recompute import LADDER, Recompute
-from finetooth.training import updates
-from finetooth.training.memory import smaller, telling_what_loads
+from finetooth.model.shape import shape_of_fields
+from finetooth.training import memory, updates
+from finetooth.training.memory import is_ample, smaller, telling_what_loads
 from finetooth.training.trainer import SFTTrainer, TrainResult
 
 ROOM = 60
+
+
+@pytest.fixture(autouse=True)
+def scarce(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs here could not do without the rehearsal, as far as it knows."""
+    monkeypatch.setattr(memory, "_AMPLE", math.inf)
 
 
 def policy_with_room_for(num_tokens: int, *, after: int = 0) -> PolicyModel:
@@ -317,7 +325,8 @@ def test_another_mistake_in_the_rehearsal_is_not_taken_for_memory(tmp_path: Path
 
 def train_where_one_rank_has_less(ranks: Ranks, after: int, auto_fit: bool) -> Any:
     """Rank 1 runs out of memory; the losses, and the rows of each step as rank 0 tells them."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "_AMPLE", math.inf)  # a process of its own has no fixtures
         config = make_config(Path(folder), row_tokens=200, global_batch_size=12, num_train_epochs=4)
         config = replace(config, checkpoints=replace(config.checkpoints, every=0))
         policy = policy_with_room_for(70, after=after) if ranks.rank == 1 else small_policy()
@@ -335,10 +344,14 @@ def train_where_one_rank_has_less(ranks: Ranks, after: int, auto_fit: bool) -> A
 
 
 def train_cases(ranks: Ranks) -> list[Any]:
-    return [
+    cases = [
         train_where_one_rank_has_less(ranks, after, auto_fit)
         for after, auto_fit in ((0, True), (4, True), (0, False))
     ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "host_memory", lambda: (1 << 60, 0 if ranks.rank == 1 else 1 << 60))
+        devices, config = DeviceManager("cpu", "fp32"), make_config(Path("unused"))
+        return [*cases, is_ample(small_policy(), config, 500, devices=devices, ranks=ranks)]
 
 
 @pytest.mark.slow
@@ -350,3 +363,55 @@ def test_where_one_rank_has_less_memory_all_take_shorter_rows():
         assert first[case][-1][1] == second[case] < 200
     assert first[1][0][1] == 200, "the middle of the run is meant"
     assert (first[2], second[2]) == (("DeviceMemoryError", 200), ("ToldElsewhere", 200))
+    assert (first[3], second[3]) == (False, False), "ample for one is not ample for all"
+
+
+def settled(folder: Path, **training: Any) -> tuple[int, Recompute]:
+    """Forward passes with gradients before the first update, and what is recomputed from there on."""
+    policy, passes = small_policy(), 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += torch.is_grad_enabled()
+
+    policy.register_forward_pre_hook(count)
+    trainer = SFTTrainer(make_config(folder, **training), policy=policy, train=random_documents(6))
+    trainer.updates.settle(first=1)
+    return passes, trainer.updates.recompute
+
+
+def test_nothing_is_rehearsed_where_memory_is_ample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert settled(tmp_path / "scarce") == (1, "nothing")
+    monkeypatch.setattr(memory, "_AMPLE", 0)
+    assert settled(tmp_path / "ample") == (0, "nothing")
+    assert settled(tmp_path / "asked", recompute="elementwise") == (0, "elementwise")
+
+
+def test_memory_is_ample_from_four_times_the_estimate_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "_AMPLE", 4)
+    policy, devices = small_policy(), DeviceManager("cpu", "fp32")
+    config = make_config(Path("unused"))
+    needed = memory.footprint(
+        shape_of_fields(policy.model.config.to_dict()),
+        config.training,
+        config.adapter,
+        precision="fp32",
+        device_type="cpu",
+        pass_tokens=500,
+    ).total
+    free = 4 * needed
+
+    def told(ranks: Ranks = ALONE) -> bool:
+        monkeypatch.setattr(memory, "host_memory", lambda: (1 << 60, free))
+        return is_ample(policy, config, 500, devices=devices, ranks=ranks)
+
+    assert told()
+    assert not told(replace(ALONE, local_world_size=2)), "two processes of this machine need it twice"
+    free -= 1
+    assert not told()
+    free = 1 << 50
+    policy.model.config.attn_logit_softcapping = 50.0
+    assert not told(), "scores that are kept are not in the estimate"
+    policy.model.config.attn_logit_softcapping = None
+    monkeypatch.setattr(type(policy.model.config), "to_dict", lambda _: {"vocab_size": 64})
+    assert not told(), "of unknown sizes nothing is estimated"

@@ -1,8 +1,12 @@
 """One update: the same gradients for every split into batches; nothing touched where a number is bad."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from tests.documents import Documents, gradients, largest_difference, random_documents, small_policy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import NonFiniteError
@@ -25,7 +29,8 @@ def accumulate(policy: PolicyModel, documents: Documents, layout: Layout) -> flo
     optimizer = create_optimizer(policy, learning_rate=1e-3)
     total = float(documents.loss_weight_totals.sum())
     batches = batches_of(documents, layout)
-    return _accumulate(alone(policy), batches, total, optimizer, devices.gradient_scaler(), devices)
+    scaler = devices.gradient_scaler()
+    return float(_accumulate(alone(policy), batches, total, optimizer, scaler, devices)) / total
 
 
 LAYOUTS = [
@@ -70,7 +75,12 @@ def test_a_mean_of_means_would_be_noticed():
 
 
 def update(
-    policy: PolicyModel, documents: Documents, *, precision: str = "fp32", max_grad_norm: float | None = None
+    policy: PolicyModel,
+    documents: Documents,
+    *,
+    precision: str = "fp32",
+    max_grad_norm: float | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ):
     devices = DeviceManager("cpu", precision)  # type: ignore[arg-type]
     optimizer, scaler = create_optimizer(policy, learning_rate=1e-3), devices.gradient_scaler()
@@ -84,6 +94,7 @@ def update(
         devices=devices,
         max_grad_norm=max_grad_norm,
         place="step 7",
+        meanwhile=meanwhile,
     )
     return result, optimizer, scaler
 
@@ -154,3 +165,39 @@ def test_narrow_precisions_keep_fp32_parameters(precision: str):
     _, optimizer, _ = update(policy, documents, precision=precision)
     assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
     assert {state["exp_avg"].dtype for state in optimizer.state.values()} == {torch.float32}
+
+
+class Asked(TorchDispatchMode):
+    """Notes every operation for which the host would wait for a device."""
+
+    def __init__(self, noted: list[str]):
+        super().__init__()
+        self.noted = noted
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2"}:
+            self.noted.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.01, None])
+def test_a_step_asks_the_device_once_with_the_host_s_work_done(
+    max_grad_norm: float | None, monkeypatch: pytest.MonkeyPatch
+):
+    noted: list[str] = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: noted.append("tolist") or tolist(tensor))
+    policy, documents = small_policy(), random_documents(8)
+    with Asked(noted):
+        update(policy, documents, max_grad_norm=max_grad_norm, meanwhile=lambda: noted.append("meanwhile"))
+    assert noted == ["meanwhile", "tolist"]
+
+
+def test_a_forward_pass_that_asks_is_noticed():
+    noted: list[str] = []
+    policy = small_policy()
+    policy.register_forward_hook(lambda module, inputs, loss_sum: noted.append(f"{loss_sum:.1f}") or None)
+    with Asked(noted):
+        update(policy, random_documents(8))
+    assert "_local_scalar_dense" in noted

@@ -62,7 +62,9 @@ class Batch:
         """The same batch with its tensors on the device."""
 
         def move(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(device, non_blocking=True)
+            # from pageable memory, the host would wait for all that the device has to do before the copy
+            source = tensor.pin_memory() if device.type == "cuda" else tensor
+            return source.to(device, non_blocking=True)
 
         return replace(
             self,

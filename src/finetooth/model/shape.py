@@ -95,6 +95,11 @@ def shape_of(model: ModelConfig, *, place: str | None = None) -> ModelShape:
     return _shape(fields, _num_parameters(fields), place)
 
 
+def shape_of_fields(fields: Mapping[str, Any]) -> ModelShape:
+    """The shape that the fields of a config.json describe; raises ConfigError where they name no sizes."""
+    return _shape(_with_text(fields), None, "model")
+
+
 def _is_legacy(name: str) -> bool:
     path = Path(name).expanduser()
     if path.is_dir():
@@ -110,7 +115,7 @@ def _folder(name: str, place: str) -> Path:
     return local_folder(name, place=place, required=_CONFIG_FILES, patterns=_CONFIG_FILES)
 
 
-def _read_config(path: Path, place: str) -> dict[str, Any]:
+def _read_config(path: Path, place: str) -> Mapping[str, Any]:
     if not path.is_file():
         raise ConfigError(problem(place, f"{path}: no such file", "name a model with its config.json"))
     try:
@@ -119,6 +124,11 @@ def _read_config(path: Path, place: str) -> dict[str, Any]:
         raise ConfigError(problem(place, f"{path}: not JSON: {error}", "use an intact copy")) from error
     if not isinstance(fields, dict):
         raise ConfigError(problem(place, f"{path}: no JSON object", "use a transformers config.json"))
+    return _with_text(fields)
+
+
+def _with_text(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the fields of the language model, where the whole reads images, too."""
     text = fields.get("text_config")
     return {**fields, **text} if isinstance(text, dict) else fields
 

@@ -8,13 +8,21 @@ from dataclasses import replace
 import torch
 
 from finetooth.base.devices import DeviceManager
-from finetooth.base.errors import DeviceMemoryError, is_out_of_memory, problem
+from finetooth.base.distributed import Ranks
+from finetooth.base.errors import ConfigError, DeviceMemoryError, is_out_of_memory, problem
+from finetooth.base.machine import host_memory
 from finetooth.batching.collate import Batch
 from finetooth.batching.largest import LargestPass
 from finetooth.batching.packing import Layout
+from finetooth.config.schema import SFTConfig
+from finetooth.model.policy import PolicyModel
+from finetooth.model.shape import shape_of_fields
+from finetooth.training.footprint import footprint
 from finetooth.training.optimizer import new_states
 from finetooth.training.parallel import SharedPolicy
 
+# Memory is ample from so many times the estimate on, which is right to about a fifth.
+_AMPLE = 4
 _LESS_TO_TRAIN = (
     "lower data.max_length, set parallel.shard, or keep less per parameter on the device than the 16 bytes "
     "of fp32, bf16 and fp16: training.optimizer: adamw_8bit (10), training.precision: bf16-pure (8 to 10), "
@@ -82,6 +90,35 @@ def fits(
     shared.sums.clear()
     release(devices)
     return not shared.ranks.highest(int(failed))
+
+
+def is_ample(
+    policy: PolicyModel, config: SFTConfig, pass_tokens: int, *, devices: DeviceManager, ranks: Ranks
+) -> bool:
+    """Whether the host's free memory is several times what such a forward and backward pass takes on a CPU.
+
+    By sizes alone: false where config.json does not name them, or where attention keeps its scores, which
+    the estimate leaves out. Every rank must ask.
+    """
+    fields = policy.model.config.to_dict()
+    try:
+        shape = shape_of_fields(fields)
+    except ConfigError:
+        return False
+    if fields.get("attn_logit_softcapping") is not None:
+        return False
+    needed = footprint(
+        shape,
+        config.training,
+        config.adapter,
+        precision=devices.precision,
+        device_type=devices.device.type,
+        pass_tokens=pass_tokens,
+        recompute="nothing",
+        background=config.checkpoints.background,
+    )
+    _, free = host_memory()
+    return not ranks.highest(int(_AMPLE * needed.total * ranks.local_world_size > free))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,7 @@ def train_step(
     max_grad_norm: float | None,
     place: str = "step",
     nothing: Batch | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """Accumulates the gradient of all batches, over all ranks, and updates the parameters once.
 
@@ -47,6 +48,8 @@ def train_step(
     batches of all ranks. place: names the step in messages.
     nothing: a batch without documents. Given one, the ranks agree that the memory of each has held the step
     before they add their gradients; else all raise DeviceMemoryError, and the step can be tried again.
+    meanwhile: what the host does while the device computes; after it, the device is asked for loss and norm
+    at once, which is the one time in a step that the host waits for it (in fp16 also for the loss scale).
     In fp16, a gradient that overflows is computed again from the same batches with a lower loss
     scale. A step without targets updates nothing.
     Raises NonFiniteError, before the update, when the loss or the gradient is not finite.
@@ -55,9 +58,13 @@ def train_step(
         return StepResult(loss=0.0, grad_norm=0.0)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     while True:
-        loss = _accumulate(shared, batches, total_loss_weight, optimizer, scaler, devices, place, nothing)
+        loss_sum = _accumulate(shared, batches, total_loss_weight, optimizer, scaler, devices, place, nothing)
         scaler.unscale_(optimizer)
-        grad_norm = _grad_norm(parameters)
+        norm = _grad_norm(parameters)
+        meanwhile()
+        own_sum, grad_norm = torch.stack([loss_sum, norm.to(loss_sum)]).tolist()
+        with shared.ranks.doing(f"{place}, adding up the loss"):
+            loss = shared.ranks.sums([own_sum])[0] / total_loss_weight
         if math.isfinite(loss) and math.isfinite(grad_norm):
             break
         if not scaler.is_enabled() or scaler.get_scale() <= SMALLEST_LOSS_SCALE or not math.isfinite(loss):
@@ -70,9 +77,7 @@ def train_step(
             raise NonFiniteError(problem(place, what, remedy))
         _lower_scale(scaler)
     if max_grad_norm is not None:
-        nn.utils.clip_grads_with_norm_(
-            parameters, max_grad_norm, torch.tensor(grad_norm, device=devices.device)
-        )
+        nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     scaler.step(optimizer)
@@ -90,8 +95,11 @@ def _accumulate(
     devices: DeviceManager,
     place: str = "step",
     nothing: Batch | None = None,
-) -> float:
-    """Leaves the (scaled) gradient of the step's mean loss in the parameters; returns that loss."""
+) -> torch.Tensor:
+    """Leaves the (scaled) gradient of the step's mean loss in the parameters.
+
+    Returns the loss sum of this rank's batches: a float64 scalar on the device (float32 where it has none).
+    """
     optimizer.zero_grad()
     shared.sums.clear()
     loss_sum = torch.zeros((), dtype=torch.float64 if devices.device.type != "mps" else torch.float32)
@@ -113,9 +121,7 @@ def _accumulate(
                 accumulate(batch, is_last=number == len(batches) and nothing is None)
         if nothing is not None:
             accumulate(nothing, is_last=True)
-    with shared.ranks.doing(f"{place}, adding up the loss"):
-        (over_all_ranks,) = shared.ranks.sums([float(loss_sum)])
-    return over_all_ranks / total_loss_weight
+    return loss_sum
 
 
 @contextlib.contextmanager
@@ -139,10 +145,11 @@ def _lower_scale(scaler: torch.amp.GradScaler) -> None:
     scaler.update(lower["scale"])
 
 
-def _grad_norm(parameters: Sequence[nn.Parameter]) -> float:
+def _grad_norm(parameters: Sequence[nn.Parameter]) -> torch.Tensor:
+    """2-norm of the whole gradient, over all ranks that share it; a float32 scalar where the gradient is."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if any(gradient.dtype == torch.bfloat16 for gradient in gradients):
         # The norms would be rounded to bf16, too.
         norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
-        return float(whole(torch.linalg.vector_norm(torch.stack(norms))))
-    return float(whole(nn.utils.get_total_norm(gradients)))
+        return whole(torch.linalg.vector_norm(torch.stack(norms)))
+    return whole(nn.utils.get_total_norm(gradients))

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from finetooth.training.checkpoint import Checkpoint, CheckpointManager, Trainin
 from finetooth.training.examination import Examination, in_words
 from finetooth.training.garbage import STEPS_BETWEEN, collecting_between_steps
 from finetooth.training.guards import REMEMBERED_LOSSES, highest_losses, require_skippable, usual_loss
-from finetooth.training.memory import telling_what_loads
+from finetooth.training.memory import is_ample, telling_what_loads
 from finetooth.training.metrics import MetricsLog, Reached
 from finetooth.training.mirrors import Mirrors, open_mirrors, require_mirrors
 from finetooth.training.optimizer import optimizer_for
@@ -156,6 +157,7 @@ class SFTTrainer:
             self.warmup_steps,
             auto_fit,
             self.console,
+            is_ample=partial(is_ample, self.policy, config, devices=devices, ranks=ranks),
         )
 
     def take_up(self, checkpoint: Checkpoint, *, accept_changes: bool = False) -> None:
@@ -212,7 +214,7 @@ class SFTTrainer:
             self.mirrors = stack.enter_context(self._mirrored(reached))
             view = stack.enter_context(self._view())
             if not self.is_finished:
-                self.updates.rehearse(first=first)
+                self.updates.settle(first=first)
             collect = stack.enter_context(collecting_between_steps())
             stopped = self._catch_up(stop, view)
             if stopped is None:

@@ -1,6 +1,8 @@
 """Updates: reads the rows of a step, trains them, and lays them out anew where memory does not hold them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -35,7 +37,8 @@ class Updates:
 
     layout:   of the rows from the next step on; with `auto_fit` it becomes smaller where it has to.
     console:  where that is told.
-    recompute: what of each layer the backward pass computes again; `rehearse` settles it.
+    is_ample: whether memory certainly holds a forward and backward pass of so many tokens; all ranks ask.
+    recompute: what of each layer the backward pass computes again; settled before the first step.
     """
 
     training: TrainingConfig
@@ -49,8 +52,34 @@ class Updates:
     warmup_steps: int
     auto_fit: bool
     console: Console
+    is_ample: Callable[[int], bool]
     recompute: Recompute = LADDER[0]
     _fitted: tuple[Layout, list[int]] | None = None
+    _ahead: tuple[int, Layout, list[Batch]] | None = None
+
+    def settle(self, *, first: int) -> None:
+        """Settles what is recomputed and how long rows are, from the step `first` on.
+
+        Rehearses unless memory is ample, and raises what `rehearse` does.
+        """
+        if self.has_room_to_spare(first=first):
+            asked = self.training.recompute
+            self._recompute(LADDER[0] if asked == "auto" else asked)
+        else:
+            self.rehearse(first=first)
+
+    def has_room_to_spare(self, *, first: int) -> bool:
+        """Whether rehearsing the steps from `first` on would show nothing, as sizes alone tell.
+
+        What it takes on a CPU is time. Layers that are compiled are rehearsed all the same, as it shows
+        whether they can be.
+        """
+        if self.devices.device.type != "cpu" or self.training.compile:
+            return False
+        world_size = self.shared.ranks.world_size
+        return self.is_ample(
+            largest_pass(self.schedule, self.layout, first=first, world_size=world_size).num_tokens
+        )
 
     def rehearse(self, *, first: int) -> None:
         """Tries the largest forward pass from the step `first` on, so that lack of memory is told at once.
@@ -107,12 +136,7 @@ class Updates:
         )
 
     def _train_in_layout(self, step: Step) -> StepResult:
-        rows = self.schedule.rows(
-            step, layout=self.layout, rank=self.shared.ranks.rank, world_size=self.shared.ranks.world_size
-        )
-        with self.shared.ranks.doing(f"step {step.number}, reading documents"):
-            passes = forward_passes(rows, self.layout.rows_at_once)
-            batches = [self._batch(group, step.number) for group in passes]
+        batches = self._laid_out(step)
         is_careful = self.auto_fit and self.shared.ranks.world_size > 1 and not self.shared.is_sharded
         try:
             return train_step(
@@ -126,12 +150,30 @@ class Updates:
                 max_grad_norm=self.training.max_grad_norm,
                 place=f"step {step.number}",
                 nothing=collate([()], self.documents) if is_careful else None,
+                meanwhile=partial(self._look_ahead, step.number + 1),
             )
         except NonFiniteError as error:
             culprits = blame_documents(
                 self.shared.policy, self.documents, numbers=step.documents.tolist(), devices=self.devices
             )
             raise NonFiniteError([*error.problems, culprits]) from None
+
+    def _laid_out(self, step: Step) -> list[Batch]:
+        """This rank's forward passes of the step, which may have been laid out during the step before."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[:2] == (step.number, self.layout):
+            return ahead[2]
+        rows = self.schedule.rows(
+            step, layout=self.layout, rank=self.shared.ranks.rank, world_size=self.shared.ranks.world_size
+        )
+        with self.shared.ranks.doing(f"step {step.number}, reading documents"):
+            passes = forward_passes(rows, self.layout.rows_at_once)
+            return [self._batch(group, step.number) for group in passes]
+
+    def _look_ahead(self, number: int) -> None:
+        """Lays out a step before its turn, while the device computes the one before."""
+        if number <= self.schedule.num_steps:
+            self._ahead = number, self.layout, self._laid_out(self.schedule.step(number))
 
     def _batch(self, rows: list[Row], step: int) -> Batch:
         draw = (self.training.seed, step) if self.shared.policy.drops else None
@@ -158,11 +200,10 @@ class Updates:
 
     def _recompute_what_has_to_be(self, first: int) -> LargestPass | None:
         """Settles what is recomputed: the least with which the largest pass fits. Returns it if none does."""
-        asked, compiled, failed = self.training.recompute, self.training.compile, None
-        ladder = LADDER_OF_COMPILED if compiled else LADDER
+        asked, failed = self.training.recompute, None
+        ladder = LADDER_OF_COMPILED if self.training.compile else LADDER
         for recompute in ladder if asked == "auto" else (asked,):
-            self.recompute = recompute
-            self.shared.policy.set_recompute(recompute, compiled=compiled)
+            self._recompute(recompute)
             failed = self._largest_that_fails(self.layout, first)
             if failed is None:
                 if recompute not in (asked, LADDER[0]):
@@ -170,6 +211,10 @@ class Updates:
                     print_line(self.console, f"{fact}; goes on with training.recompute: {recompute}")
                 break
         return failed
+
+    def _recompute(self, recompute: Recompute) -> None:
+        self.recompute = recompute
+        self.shared.policy.set_recompute(recompute, compiled=self.training.compile)
 
     def _row_lengths(self) -> list[int]:
         """Fitted once for each layout."""
