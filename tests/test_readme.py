@@ -1,4 +1,4 @@
-"""Every finetooth command and the run.yaml of the README, run as a reader would; every example."""
+"""Every command and the run.yaml of the README, run as a reader would; every example."""
 
 import json
 import re
@@ -9,19 +9,15 @@ from pathlib import Path
 
 import pytest
 from tests.documents import save_small_model
+from tests.shown_commands import BLOCK, commands_in_comments, commands_to_run, link_checkout, run_command
 from tests.small_tokenizer import write_small_tokenizer
 
 from finetooth.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-COMMANDS = [
-    line.split("#")[0].strip()
-    for language, text in BLOCKS
-    for line in text.splitlines()
-    if not language and line.startswith("finetooth ")
-]
+BLOCKS = BLOCK.findall(README)
+COMMANDS = commands_to_run(README)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def finetooth(command: str, folder: Path, text: str = "") -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, "-m", "finetooth", *shlex.split(command)[1:]]
-    return subprocess.run(arguments, cwd=folder, input=text, capture_output=True, text=True, check=False)
+    program, *arguments = shlex.split(command)
+    assert program == "finetooth", command
+    process = [sys.executable, "-m", "finetooth", *arguments]
+    return subprocess.run(process, cwd=folder, input=text, capture_output=True, text=True, check=False)
 
 
 def test_the_readme_shows_every_command():
@@ -87,20 +85,29 @@ def test_the_settings_of_every_example_are_valid(path: Path):
 
 
 @pytest.mark.slow
-def test_gsm8k_goes_the_whole_way(shared: Path, tmp_path: Path):
-    """All records are prepared; two steps are trained; answers to test questions are compared."""
-    assert (shared / "data" / "gsm8k").is_dir()
+def test_gsm8k_goes_the_whole_way(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """All records are prepared; two steps are trained; answers are compared, also by `eval`."""
+    (tmp_path / "shared").symlink_to(shared)
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    link_checkout(checkout)
+    monkeypatch.chdir(checkout)
+    train, measure = commands_in_comments((ROOT / "examples" / "gsm8k.yaml").read_text(encoding="utf-8"))
     settings = ["max_steps=2", "global_batch_size=2", "train_documents=4", "exact_match_records=2"]
-    settings += ["max_new_tokens=4", "warmup_steps=0", f"output_dir={tmp_path / 'run'}"]
-    settings += ["data.dev=0.002", f"data.cache_dir={tmp_path / 'cache'}"]
-    done = finetooth(f"finetooth train examples/gsm8k.yaml {' '.join(settings)} --json", ROOT)
-    assert done.returncode == 0, done.stderr
+    settings += ["max_new_tokens=4", "warmup_steps=0", "data.dev=0.002"]
+    settings += [f"data.cache_dir={tmp_path / 'cache'}"]
+    done = run_command(train, *settings, "--json")
+    assert done is not None
+    assert done.exit_code == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["state"] == "finished"
     assert summary["exact_match"] in (0.0, 0.5, 1.0)
-    ledger = [json.loads(line) for line in (tmp_path / "run" / "ledger.jsonl").read_text().splitlines()]
+    ledger = [json.loads(line) for line in Path("runs/gsm8k/ledger.jsonl").read_text().splitlines()]
     assert len(ledger) == 7473
     assert {line["state"] for line in ledger} == {"kept"}
+    measured = run_command(measure)
+    assert measured is not None
+    assert measured.exit_code == 0, measured.stderr
 
 
 def test_the_readme_leads_to_every_page():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import ROOT
-from tests.shown_commands import commands_in_blocks, commands_in_comments, link_checkout, run_command
+from tests.shown_commands import commands_in_comments, commands_to_run, link_checkout, run_command
 from tests.small_run import run_process
 
 from finetooth.config.load import load_config
@@ -71,7 +71,7 @@ def test_the_notebook_runs_from_top_to_bottom(checkout: Path, capsys: pytest.Cap
 @pytest.mark.slow
 def test_the_commands_of_the_page_work(checkout: Path):
     """The second in processes of its own: two of them."""
-    once, twice = commands_in_blocks(PAGE)
+    once, twice = commands_to_run(PAGE)
     result = run_command(once, *SHORTER)
     assert result is not None
     assert result.exit_code == 0, result.output

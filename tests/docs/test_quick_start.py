@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from tests.conftest import ROOT
 from tests.docs.test_docs import run_examples
-from tests.shown_commands import commands_in_blocks, link_checkout, run_command
+from tests.shown_commands import BLOCK, commands_to_run, link_checkout, run_command
 
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUICK_START = (ROOT / "docs" / "quick-start.md").read_text(encoding="utf-8")
 NEXT_STAGES = (ROOT / "docs" / "next-stages.md").read_text(encoding="utf-8")
 SHORTER = ("max_steps=2", "max_new_tokens=4", "exact_match_records=2")
@@ -58,6 +57,7 @@ def missing_lines(shown: list[str], printed: str, *, is_exact: bool) -> list[str
 def test_the_quick_start_works_and_prints_what_is_shown(folder: Path):
     """Trained for two steps only, so that answers and figures are not compared."""
     outputs = shown_outputs(QUICK_START)
+    assert list(outputs) == commands_to_run(QUICK_START)
     verbs = [command.split()[1] for command in outputs]
     assert verbs == ["init", "inspect", "train", "eval", "chat", "report", "export", "init", "train"]
     for command, shown in outputs.items():
@@ -83,7 +83,7 @@ def test_a_line_that_is_not_printed_is_noticed():
 def test_the_stages_after_go_on_from_its_run(folder: Path):
     pytest.importorskip("trl", reason="TRL is not installed")
     pytest.importorskip("datasets", reason="datasets, which TRL reads, is not installed")
-    export, compare = commands_in_blocks(NEXT_STAGES)
+    export, compare = commands_to_run(NEXT_STAGES)
     shutil.rmtree(folder / "runs" / "chats" / "export")
     exported = run_command(export)
     assert run_examples(NEXT_STAGES) == 2
