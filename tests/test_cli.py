@@ -330,8 +330,9 @@ def test_help_is_quick_and_loads_nothing_heavy():
         assert run_process("--help").returncode == 0
         seconds.append(processor_seconds() - start)
     assert min(seconds) < 0.3
-    loaded = "import sys; sys.argv[1:] = ['--help']; from finetooth.cli import main\n"
-    loaded += "try: main()\nfinally: print(sorted({'torch', 'numpy', 'rich', 'pydantic'} & set(sys.modules)))"
+    loaded = "import atexit, sys; sys.argv[1:] = ['--help']; from finetooth.cli import main\n"
+    heavy = "{'torch', 'numpy', 'rich', 'pydantic'}"
+    loaded += f"atexit.register(lambda: print(sorted({heavy} & set(sys.modules))))\nmain()"
     environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
     command = [sys.executable, "-c", loaded]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
@@ -355,17 +356,38 @@ def test_text_that_the_terminal_cannot_show_is_escaped(replace_verb: Any, monkey
     assert done.stdout == "half \\xbd\n"
 
 
-@pytest.mark.parametrize("world", [{"RANK": "0", "WORLD_SIZE": "2"}, {}], ids=["one of two", "alone"])
-def test_what_goes_wrong_while_the_interpreter_ends_does_not_fail_one_of_several_processes(
-    world: dict[str, str],
-):
-    """A process that is alone, which ends as usual, is the negative control."""
-    code = "import atexit, os, sys\natexit.register(os.abort)\nsys.argv[1:] = ['--version']\n"
-    code += "from finetooth.cli import main\nmain()\n"
-    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    environment = {**clean, **world, "PYTHONPATH": str(SOURCES)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+ENDING = """
+import atexit, os, sys
+class Left:
+    def __del__(self, abort=os.abort): abort()
+left = Left()  # the interpreter lets go of it when it is taken down
+atexit.register(print, "cleaned up")
+"""
+
+
+def end(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs code behind the import of what goes wrong while the interpreter is taken down."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    command = [sys.executable, "-c", ENDING + code]
+    return subprocess.run(command, env=environment, text=True, timeout=60, check=False, **options)
+
+
+def test_the_interpreter_is_not_taken_down_but_what_libraries_began_is_ended():
+    code = "sys.argv[1:] = ['--version']\nfrom finetooth.cli import main\nmain()\n"
+    done = end(code, capture_output=True)
+    assert done.returncode == 0
+    assert done.stdout == f"finetooth {finetooth.__version__}\ncleaned up\n"
+    control = end("print('ended as usual')", capture_output=True)
+    assert (control.returncode, control.stdout) == (-signal.SIGABRT, "ended as usual\ncleaned up\n")
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_whoever_reads_may_have_gone_by_the_end(code: int):
+    reader, writer = os.pipe()
+    os.close(reader)
+    text = (
+        f"from finetooth.outcome import ending_at_once\nwith ending_at_once(): print(1); sys.exit({code})\n"
     )
-    assert done.returncode == (0 if world else -signal.SIGABRT)
-    assert not world or done.stdout == f"finetooth {finetooth.__version__}\n"
+    with os.fdopen(writer, "wb") as pipe:
+        done = end(text, stdout=pipe, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (code, "")

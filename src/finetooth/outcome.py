@@ -1,5 +1,6 @@
 """How a command ends: with its result, or with sentences and an exit code."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -54,18 +55,20 @@ class Command(TyperCommand):
 
 @contextlib.contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Ends a process that shares its work with others without taking the interpreter down first.
+    """Ends the process without taking the interpreter down first, which takes seconds once a model is loaded.
 
-    Threads through which the processes talk may still let go of tensors. They need the interpreter for it;
+    Besides, threads through which ranks talk may still let go of tensors. They need the interpreter for it;
     where it is gone by then, C++ aborts the process ("terminate called"), and a finished run seems to fail.
     """
     try:
         yield
     except SystemExit as ended:
-        if "WORLD_SIZE" not in os.environ or not isinstance(ended.code, int | None):
+        if not isinstance(ended.code, int | None):
             raise
-        sys.stdout.flush()
-        sys.stderr.flush()
+        atexit._run_exitfuncs()  # temporary folders are removed, and what libraries began is ended
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(BrokenPipeError):  # whoever read it has gone
+                stream.flush()
         os._exit(ended.code or 0)
 
 
