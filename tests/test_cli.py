@@ -367,7 +367,7 @@ atexit.register(print, "cleaned up")
 
 def end(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs code behind the import of what goes wrong while the interpreter is taken down."""
-    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": ""}
     command = [sys.executable, "-c", ENDING + code]
     return subprocess.run(command, env=environment, text=True, timeout=60, check=False, **options)
 
