@@ -237,7 +237,7 @@ def test_on_two_ranks_final_holds_the_best_that_one_process_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    checkpoints = {"every": 1, "final": "best"}
+    checkpoints: dict[str, Any] = {"every": 1, "final": "best"}
     write_run(tmp_path, training={"max_steps": 2}, evaluation={"every": 1}, checkpoints=checkpoints)
     with following(SHORT_COURSE):
         assert command().exit_code == 0

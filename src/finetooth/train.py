@@ -99,7 +99,8 @@ def _in_one_precision(
     training = config.training
     if training.precision != "auto" or devices.device.type != "cpu":
         return devices
-    told = told_cpu_precision(Path(config.output_dir)) if resume != "never" else None
+    with ranks.agreeing("reading environment.json"):
+        told = told_cpu_precision(Path(config.output_dir)) if resume != "never" else None
     with ranks.doing("agreeing on the precision"):
         precision = cast(Precision, ranks.texts(told or devices.precision)[0])
     return DeviceManager(training.device, precision)
@@ -134,7 +135,8 @@ def _train(
         trainer = _trainer(run, prepared, policy, overfit, devices)
         if checkpoint is not None:
             trainer.take_up(checkpoint, accept_changes=accept_changes)
-    finished = _finished_summary(trainer) if ranks.is_first else None
+    with ranks.agreeing("reading summary.json"):
+        finished = _finished_summary(trainer) if ranks.is_first else None
     if ranks.highest(finished is not None):
         _announce(console, trainer, checkpoint)
         return finished or {}
@@ -167,7 +169,7 @@ def _finished_summary(trainer: SFTTrainer) -> dict[str, Any] | None:
     summary = finished_summary(Path(trainer.config.output_dir)) if trainer.is_finished else None
     if summary is None:
         return None
-    held = summary.get("final_step", summary["num_steps"])
+    held = summary.get("final_step", summary.get("num_steps"))
     return summary if trainer.final_step in (held, None) else None
 
 
@@ -323,13 +325,17 @@ def _policy(
     sharded = start_sharded(config, template, checkpoint=saved, ranks=ranks, devices=devices)
     if saved is not None:
         policy = sharded[0] if sharded else resume_policy(config, template, saved, devices=devices)
-        return policy, template_notes(Path(config.output_dir))
+        return policy, _notes(template) | template_notes(Path(config.output_dir))
     policy, tokens = sharded or start_policy(config, template, devices=devices)
-    return policy, {
+    return policy, _notes(template) | {"untrained_tokens": list(tokens.untrained)}
+
+
+def _notes(template: Template) -> dict[str, Any]:
+    """What environment.json says of a template, but for what is known of its tokens at the start alone."""
+    return {
         "name": template.name,
         "now": template.now.isoformat() if template.date_formats else None,
-        "added_tokens": list(tokens.added),
-        "untrained_tokens": list(tokens.untrained),
+        "added_tokens": list(template.added_tokens),
     }
 
 

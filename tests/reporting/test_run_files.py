@@ -159,7 +159,7 @@ def test_a_value_that_is_neither_shown_nor_told_would_be_noticed(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Negative control: without the check of types, a text in the place of a number breaks the page."""
-    monkeypatch.setattr("finetooth.reporting.run_files.require_kind", lambda content, kind: None)
+    monkeypatch.setattr("finetooth.evaluation.run_files.require_kind", lambda content, kind: None)
     run = copied(run, tmp_path)
     summary = json.loads((run / "summary.json").read_text()) | {"num_steps": "ten"}
     (run / "summary.json").write_text(json.dumps(summary))

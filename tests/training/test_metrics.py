@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetooth.base.errors import FinetoothError
 from finetooth.training.metrics import MetricsLog
 
 LINES: list[dict[str, Any]] = [
@@ -75,5 +76,7 @@ def test_after_a_cut_line_the_log_goes_on(log: MetricsLog):
 def test_a_broken_line_in_the_middle_is_not_passed_over(log: MetricsLog):
     """Negative control: only the last line can have been cut off; any other damage is told."""
     log.path.write_text(log.path.read_text().replace('{"step": 1,', "", 1))
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(FinetoothError) as caught:
         log.lines()
+    told = f"{log.path}:2: no line that a run writes; remove the line, or name another run"
+    assert str(caught.value) == told

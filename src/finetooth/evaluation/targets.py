@@ -3,7 +3,6 @@
 Only names, files and settings are looked at here; no parameters are loaded.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +11,7 @@ from typing import Any
 
 from finetooth.base.errors import ConfigError, all_at_once, problem
 from finetooth.base.files import check_folder
+from finetooth.evaluation.run_files import Environment, read_object
 
 PLACE = "command line"
 _CHECKPOINTS = "checkpoints"
@@ -89,9 +89,11 @@ def run_of(name: str) -> Path | None:
 
 
 def template_notes(run: Path) -> dict[str, Any]:
-    """What environment.json of a run says of its template; empty where there is none, or it says nothing."""
-    environment = run / "environment.json"
-    return json.loads(environment.read_bytes()).get("template", {}) if environment.is_file() else {}
+    """What environment.json of a run says of its template; empty where there is none, or it says nothing.
+
+    Raises FinetoothError for a file that no run writes so.
+    """
+    return read_object(run / "environment.json", Environment).get("template", {})
 
 
 def told_time(run: Path) -> datetime | None:

@@ -4,18 +4,15 @@ N logged updates, P points of the thinned course.
 """
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
-from finetooth.base.errors import FinetoothError, problem
-from finetooth.reporting.run_files import MetricsLine, require_kind
+from finetooth.evaluation.run_files import MetricsLine, each_object
 
 COLUMNS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "peak_memory_mb")
 
@@ -85,7 +82,7 @@ def read_course(path: Path) -> Course:
     memory: list[float] = []
     evaluations: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
-    for line in _lines(path):
+    for line in each_object(path, MetricsLine):
         if "loss" in line:
             updates.append([_number(line.get(name)) for name in _NUMBERS])
             memory.append(_number(line.get("peak_memory_mb")))
@@ -117,6 +114,7 @@ def read_course(path: Path) -> Course:
 def thinned(course: Course, *, most: int) -> Points:
     """The course as at most so many points.
 
+    >>> import json
     >>> from tempfile import NamedTemporaryFile
     >>> file = NamedTemporaryFile("w+")
     >>> for step in range(1, 5):
@@ -146,30 +144,6 @@ def thinned(course: Course, *, most: int) -> Points:
         high={name: table[2] for name, table in tables.items()},
         smooth=_smoothed(tables["loss"][1], np.array([course.num_targets[part].sum() for part in parts])),
     )
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    lines: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, text in enumerate(file, start=1):
-            if not text.endswith("\n"):
-                break
-            lines.append(_line(text, f"{path}:{number}"))
-    return lines
-
-
-def _line(text: str, place: str) -> dict[str, Any]:
-    remedy = "remove the line, or name another run"
-    try:
-        line = json.loads(text)
-        require_kind(line, MetricsLine)
-    except msgspec.ValidationError as error:
-        raise FinetoothError(problem(place, f"no line that a run writes: {error}", remedy)) from None
-    except (ValueError, RecursionError):
-        raise FinetoothError(problem(place, "no line that a run writes", remedy)) from None
-    return line
 
 
 def is_number(value: object) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 
 from finetooth.base.errors import FinetoothError, problem
 from finetooth.base.files import write_atomically
+from finetooth.base.kinds import require_kind
 from finetooth.batching.packing import Layout
 from finetooth.config.schema import SFTConfig
 from finetooth.data.pieces import Piece, pieces_of
@@ -23,7 +24,7 @@ from finetooth.data.preparation import PreparedData
 from finetooth.data.records import Document, DocumentSource
 from finetooth.data.templates.template import Template
 from finetooth.data.tokenizer.tokenizer import Tokenizer
-from finetooth.reporting.run_files import DataSummary, ShownSource, require_kind
+from finetooth.evaluation.run_files import DataSummary, ShownSource
 from finetooth.reporting.samples import Sample, choose_samples
 from finetooth.reporting.step_report import RowReport, report_step
 from finetooth.reporting.summary import remarks_on_kept, summary_data

@@ -19,6 +19,7 @@ from finetooth.config.schema import SFTConfig
 from finetooth.config.settings import values_of
 from finetooth.config.sources import sources_of
 from finetooth.data.templates.template import Template
+from finetooth.reporting.course import is_number
 from finetooth.reporting.markdown import Safe, as_yaml, in_block, in_code
 from finetooth.reporting.prompt_format import prompt_format
 from finetooth.reporting.run_facts import RunFacts
@@ -58,12 +59,13 @@ def model_card(facts: RunFacts, template: Template, *, form: Form = "folder", dt
         dtype=dtype,
         imported=Safe(", BitsAndBytesConfig" if config.adapter.type == "qlora" else ""),
         four_bits=Safe(_FOUR_BITS if config.adapter.type == "qlora" else ""),
+        made_by=_made_by(facts.environment["versions"]),
         facts=facts,
         commands=[
             (Safe(title), text) for title, text in serving_commands(form, on_command_line, config.adapter)
         ],
         modelfile=None if form in ("adapter", "pt") else ollama_modelfile(shown),
-        template_name=_file_name(noted["name"]),
+        template_name=_file_name(noted.get("name", template.name)),
         template_notes=list(_template_notes(config, noted)),
         shown=shown,
         stop_tokens=_listed(shown.stop_tokens, " or "),
@@ -79,6 +81,12 @@ def model_card(facts: RunFacts, template: Template, *, form: Form = "folder", dt
             if name in facts.last
         ],
     )
+
+
+def _made_by(versions: Mapping[str, str]) -> Safe:
+    """finetooth, and which version where that is known."""
+    version = versions.get("finetooth")
+    return Safe("finetooth" if version is None else f"finetooth {in_code(version)}")
 
 
 def _chosen(facts: RunFacts) -> Iterator[str]:
@@ -131,9 +139,9 @@ def _template_notes(config: SFTConfig, noted: Mapping[str, Any]) -> Iterator[Saf
         yield Safe("the system text of the training is written into it, for conversations without one")
     if config.data.template_args:
         yield Safe(f"arguments written into it: {in_code(as_yaml(config.data.template_args))}")
-    if noted["now"] is not None:
+    if noted.get("now") is not None:
         yield Safe(f"the time that it tells is that of the training: {in_code(noted['now'])}")
-    if noted["added_tokens"]:
+    if noted.get("added_tokens"):
         yield Safe(f"added to the tokenizer: {_listed(noted['added_tokens'])}")
 
 
@@ -195,6 +203,6 @@ def _card_template() -> jinja2.Template:
         "code": in_code,
         "block": in_block,
         "count": lambda number: Safe(f"{number:,}"),
-        "figure": lambda number: Safe("" if number is None else f"{number:.4g}"),
+        "figure": lambda value: Safe(f"{value:.4g}" if isinstance(value, float) or is_number(value) else ""),
     }
     return environment.from_string(text)

@@ -14,18 +14,18 @@ from finetooth.config.describe import origins_of
 from finetooth.config.load import load_config
 from finetooth.config.schema import SFTConfig
 from finetooth.data.ledger import Counts, count_ledger, count_masks
-from finetooth.reporting.course import Course, read_course
-from finetooth.reporting.data_card import DataCard, read_data_card
-from finetooth.reporting.run_files import (
+from finetooth.evaluation.run_files import (
     Environment,
     Manifest,
     Measured,
     ScheduleFile,
     Summary,
     Verified,
-    damaged,
     read_object,
+    undamaged,
 )
+from finetooth.reporting.course import Course, read_course
+from finetooth.reporting.data_card import DataCard, read_data_card
 from finetooth.reporting.serving import Form
 from finetooth.training.run_lock import who_writes
 
@@ -105,11 +105,9 @@ def read_run(name: str, *, place: str = "command line") -> Run:
         fact, remedy = f"{name} is no run directory", "name a folder that finetooth train wrote to"
         raise ConfigError(problem(place, fact, remedy))
     ledger = folder / "ledger.jsonl"
-    try:
+    with undamaged(ledger):
         counts = count_ledger(ledger) if ledger.is_file() else {}
         masks = count_masks(ledger) if ledger.is_file() else {}
-    except msgspec.MsgspecError:
-        raise damaged(ledger) from None
     course = read_course(folder / "metrics.jsonl")
     summary = read_object(folder / "summary.json", Summary)
     state = _state(folder, summary, course)
@@ -157,10 +155,8 @@ def _answers(folder: Path, *, until: float) -> dict[int, list[Answer]]:
 def _lines(path: Path) -> list[Answer]:
     if not path.is_file():
         return []
-    try:
+    with undamaged(path):
         return [msgspec.json.decode(line, type=Answer) for line in path.read_bytes().splitlines()]
-    except msgspec.MsgspecError:
-        raise damaged(path) from None
 
 
 def _form(final: Path) -> Form | None:

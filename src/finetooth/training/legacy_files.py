@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from finetooth.base.distributed import Ranks
 from finetooth.base.files import new_folder
 from finetooth.config.schema import SFTConfig
+from finetooth.evaluation.run_files import Environment, Summary, read_object, require_file
 from finetooth.model.legacy.configurable_gpt import CONFIGURABLE_GPT
 from finetooth.model.legacy.head_bias import GPT2HeadBiasForCausalLM
 from finetooth.model.legacy.layouts import Settings, WrittenBy
@@ -56,11 +57,13 @@ def write_pt(run: Path, out: Path, *, model: PreTrainedModel, config: SFTConfig)
     """Writes the policy of a run, and its log, in the layout that its base came from; returns the files.
 
     run: the run directory; model: its policy.
-    Raises ConfigError where the layout has no place for a parameter.
+    Raises ConfigError where the layout has no place for a parameter, FinetoothError for a file of the run
+    that is missing or that no run writes so.
     """
     settings = {name: value for name, value in asdict(config).items() if name != "origins"}
-    step = json.loads((run / "summary.json").read_bytes()).get("final_step")
-    facts = facts_of(run, json.loads(json.dumps(settings)), step=step)
+    summary = read_object(run / "summary.json", Summary, needs=("num_steps",))
+    require_file(run / "metrics.jsonl")
+    facts = facts_of(run, json.loads(json.dumps(settings)), step=summary.get("final_step"))
     parameters = dict(model.named_parameters())
     parameters |= {name: tensor for name, tensor in model.named_buffers() if name in model.state_dict()}
     origin = origin_of(model.config)
@@ -82,7 +85,7 @@ def facts_of(run: Path, settings: Settings | None = None, *, step: int | None = 
         if step is not None and line["step"] > step:
             break
         done = line["step"]
-        if "dev_loss" in line:
+        if line.get("dev_loss") is not None:
             dev_loss = line["dev_loss"]
             best = dev_loss if best is None else min(best, dev_loss)
     return WrittenBy(done, dev_loss, best, settings or {})
@@ -112,16 +115,20 @@ def _write_plain(folder: Path, run: Path, state: Mapping[str, torch.Tensor], fac
 def _run_log(run: Path, checkpoint: str, facts: WrittenBy) -> dict[str, Any]:
     """run_*.json of ConfigurableGPT; what finetooth does not record (mfu, times of evaluations) is null."""
     lines = MetricsLog(run / "metrics.jsonl").lines()
+    environment = read_object(run / "environment.json", Environment, needs=("versions",))
     start = _time_of(run / "environment.json")
-    summary = json.loads((run / "summary.json").read_bytes())
-    environment = json.loads((run / "environment.json").read_bytes())
     return {
         "run_name": f"run_{datetime.fromisoformat(start):%Y%m%d_%H%M%S}",
         "start_time": start,
         "config": dict(facts.settings),
         "startup_info": environment,
         "training_iterations": [
-            {"iter": line["step"], "loss": line["loss"], "time_ms": line["seconds"] * 1000, "mfu": None}
+            {
+                "iter": line["step"],
+                "loss": line["loss"],
+                "time_ms": line["seconds"] * 1000 if "seconds" in line else None,
+                "mfu": None,
+            }
             for line in lines
             if "loss" in line
         ],
@@ -140,7 +147,7 @@ def _run_log(run: Path, checkpoint: str, facts: WrittenBy) -> dict[str, Any]:
         ],
         "metadata": {},
         "end_time": _time_of(run / "summary.json"),
-        "summary": summary,
+        "summary": read_object(run / "summary.json", Summary),
     }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetooth.base.files import told_plainly, write_atomically
+from finetooth.evaluation.run_files import MetricsLine, each_object
 
 
 class Reached(NamedTuple):
@@ -55,13 +56,12 @@ class MetricsLog:
         return list(self.each_line())
 
     def each_line(self) -> Iterator[dict[str, Any]]:
-        """The same one by one, as a long run has very many."""
-        if not self.is_written or not self.path.exists():
-            return
-        with self.path.open(encoding="utf-8") as file:
-            for line in file:
-                if line.endswith("\n"):
-                    yield json.loads(line)
+        """The same one by one, as a long run has very many.
+
+        Raises FinetoothError for a line that no run writes.
+        """
+        if self.is_written:
+            yield from each_object(self.path, MetricsLine)
 
     def forget_after(self, step: int, *, evaluated: int | None = None) -> Reached:
         """Removes the lines of later steps, which a resumed run will do again; returns how far it went.

@@ -33,6 +33,7 @@ from finetooth.base.errors import ConfigError, problem
 from finetooth.base.files import check_folder, create_folder, write_atomically
 from finetooth.config.describe import describe_config
 from finetooth.config.schema import SFTConfig
+from finetooth.evaluation.run_files import Environment, Summary, read_object
 from finetooth.training.run_lock import LOCK_NAME, locked
 
 Resume = Literal["never", "must", "auto"]
@@ -95,17 +96,21 @@ def describe_run(
 
 
 def told_cpu_precision(path: Path) -> Precision | None:
-    """What a run on a CPU computes in, measured when it began; None of other runs, or if there is none."""
-    environment = path / "environment.json"
-    told = json.loads(environment.read_bytes()) if environment.is_file() else {}
+    """What a run on a CPU computes in, measured when it began; None of other runs, or if there is none.
+
+    Raises FinetoothError for an environment.json that no run writes so.
+    """
+    told = read_object(path / "environment.json", Environment)
     precision = told.get("precision") if told.get("device_type") == "cpu" else None
     return precision if precision in get_args(Precision) else None
 
 
 def finished_summary(path: Path) -> dict[str, Any] | None:
-    """summary.json of a run that ended and whose policy is intact; None of any other."""
-    file = path / "summary.json"
-    summary = json.loads(file.read_bytes()) if file.is_file() else {}
+    """summary.json of a run that ended and whose policy is intact; None of any other.
+
+    Raises FinetoothError for a summary.json that no run writes so.
+    """
+    summary = read_object(path / "summary.json", Summary)
     return summary if summary.get("state") == "finished" and not check_folder(path / "final") else None
 
 

@@ -19,8 +19,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.files import told_plainly
+from finetooth.base.kinds import require_kind
+from finetooth.evaluation.run_files import Holder
 
 LOCK_NAME = ".lock"
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
@@ -84,17 +88,17 @@ def _parsed(content: bytes) -> dict[str, Any] | None:
     """What a lock says; None where it is no lock of a run."""
     try:
         holder = json.loads(content)
-    except ValueError:
+        require_kind(holder, Holder)
+    except (ValueError, RecursionError, msgspec.ValidationError):
         return None
-    is_lock = isinstance(holder, dict) and {"host", "pid", "since"} <= holder.keys()
-    return holder if is_lock and isinstance(holder["pid"], int) else None
+    return holder
 
 
 def _may_live(holder: dict[str, Any]) -> bool:
     if holder["host"] != socket.gethostname():
         return True
     try:
-        os.kill(int(holder["pid"]), 0)
+        os.kill(holder["pid"], 0)
     except ProcessLookupError:
         return False
     except PermissionError:

@@ -328,7 +328,8 @@ class SFTTrainer:
 
         Returns how far that run went.
         """
-        reached = self.metrics.forget_after(done, evaluated=self.state.evaluated if done > 0 else -1)
+        with self.ranks.agreeing("reading metrics.jsonl"):
+            reached = self.metrics.forget_after(done, evaluated=self.state.evaluated if done > 0 else -1)
         for aside in self.checkpoints.set_aside_after(done, best_step=self.state.best_step):
             print_line(self.console, f"{aside}: set aside; the run goes on behind step {done}")
         if self.changes:

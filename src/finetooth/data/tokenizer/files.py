@@ -11,12 +11,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, NotRequired, TypedDict, cast
 
 import msgspec
 
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.files import sha256_of
+from finetooth.base.kinds import require_kind
 
 SPECIAL_TOKEN_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
@@ -28,12 +29,53 @@ _PATTERNS = (
     *("chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", "*.model", "config.json"),
     "additional_chat_templates/*.jinja",
 )
+_REPAIR = "repair or replace the file"
 _CONVERT = """
 import sys
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True, trust_remote_code=False)
 tokenizer.save_pretrained(sys.argv[2])
 """
+
+
+class _Text(TypedDict):
+    content: str
+
+
+class _AddedToken(_Text):
+    id: int
+
+
+class _Model(TypedDict):
+    vocab: dict[str, int] | list[tuple[str, float]]
+    unk_token: NotRequired[str | None]
+    unk_id: NotRequired[int | None]
+
+
+class _Definition(TypedDict):
+    """What is read of tokenizer.json."""
+
+    model: _Model
+    added_tokens: list[_AddedToken]
+
+
+class _NamedTemplate(TypedDict):
+    name: str
+    template: str
+
+
+class _Settings(TypedDict, total=False):
+    """What is read of tokenizer_config.json and special_tokens_map.json."""
+
+    bos_token: str | _Text
+    eos_token: str | _Text
+    unk_token: str | _Text
+    sep_token: str | _Text
+    pad_token: str | _Text
+    cls_token: str | _Text
+    mask_token: str | _Text
+    chat_template: str | list[_NamedTemplate]
+    added_tokens_decoder: dict[Annotated[str, msgspec.Meta(pattern="^[0-9]+$")], _Text]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +108,16 @@ def read_tokenizer_files(name_or_folder: str, place: str) -> TokenizerFiles:
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            settings |= _read_json(folder / name, place)
-    special_tokens = {name: _text_of(settings[name]) for name in SPECIAL_TOKEN_NAMES if settings.get(name)}
+            read = _read_json(folder / name, place)
+            _require(_stated(read), _Settings, folder / name, place)
+            settings |= read
+    settings = _stated(settings)
+    special_tokens = {name: _text_of(settings[name]) for name in SPECIAL_TOKEN_NAMES if name in settings}
     definition = _read_json(folder / "tokenizer.json", place)
     if not {"model", "added_tokens"} <= definition.keys():
         fact = f"{folder / 'tokenizer.json'} holds no tokenizer"
-        raise ConfigError(problem(place, fact, "repair or replace the file"))
+        raise ConfigError(problem(place, fact, _REPAIR))
+    _require(definition, _Definition, folder / "tokenizer.json", place)
     _add_missing_tokens(definition, settings.get("added_tokens_decoder", {}), special_tokens, place)
     templates = _chat_templates(folder, settings)
     default = templates.pop("default", None)
@@ -164,12 +210,24 @@ def _text_of(token: str | dict[str, Any]) -> str:
     return token if isinstance(token, str) else token["content"]
 
 
+def _stated(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that say something; null, false and an empty text say that there is none."""
+    return {name: value for name, value in settings.items() if value}
+
+
+def _require(content: Mapping[str, Any], kind: Any, path: Path, place: str) -> None:
+    try:
+        require_kind(content, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(problem(place, f"{path}: {error}", _REPAIR)) from None
+
+
 def _read_json(path: Path, place: str) -> dict[str, Any]:
     try:
         parsed = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
         fact = f"{path} cannot be read ({error})"
-        raise ConfigError(problem(place, fact, "repair or replace the file")) from error
+        raise ConfigError(problem(place, fact, _REPAIR)) from error
     if not isinstance(parsed, dict):
-        raise ConfigError(problem(place, f"{path} holds no JSON object", "repair or replace the file"))
+        raise ConfigError(problem(place, f"{path} holds no JSON object", _REPAIR))
     return cast(dict[str, Any], parsed)

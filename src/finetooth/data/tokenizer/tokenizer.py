@@ -132,7 +132,7 @@ class Tokenizer:
     @functools.cached_property
     def backend(self) -> tokenizers.Tokenizer:
         """The tokenizer itself, in which a control token's text is a control token wherever it stands."""
-        return tokenizers.Tokenizer.from_buffer(self.definition)
+        return self._built(self.definition)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -192,7 +192,16 @@ class Tokenizer:
     @functools.cached_property
     def _decoder(self) -> tokenizers.Tokenizer:
         """The tokenizer without what only encoding needs, which takes most of the time it is built in."""
-        return tokenizers.Tokenizer.from_buffer(self._decoding_definition)
+        return self._built(self._decoding_definition)
+
+    def _built(self, definition: bytes) -> tokenizers.Tokenizer:
+        """What the library makes of a definition; raises ConfigError for one that it does not take."""
+        try:
+            return tokenizers.Tokenizer.from_buffer(definition)
+        except Exception as error:  # the library raises nothing more precise
+            name = "tokenizer" if self.folder is None else self.folder / "tokenizer.json"
+            fact, remedy = f"{name}: {error}", "repair or replace the file"
+            raise ConfigError(problem(self._place, fact, remedy)) from error
 
     def _make_twin(self, first_character: int) -> Twin:
         return Twin(

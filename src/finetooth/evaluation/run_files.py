@@ -1,9 +1,12 @@
-"""What reports read of the JSON files of a run directory, and proof that it is there in the right types.
+"""What is read of the files of a run directory, and proof that it is there in the right types.
 
 A file may hold more than is named here, and of what is optional, less.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Required, TypedDict
 
@@ -11,6 +14,9 @@ import msgspec
 from msgspec import Meta
 
 from finetooth.base.errors import FinetoothError, problem
+from finetooth.base.kinds import require_kind
+
+_REMEDY = "restore it, or name another run"
 
 # Bounds that no run comes near, within which sums and products of numbers stay numbers.
 Amount = Annotated[int, Meta(ge=0, le=2**53)]
@@ -38,7 +44,9 @@ class Summary(TypedDict, total=False):
 class NotesOnTemplate(TypedDict, total=False):
     """What environment.json notes of the template."""
 
-    now: str | None
+    name: str
+    now: datetime | None
+    added_tokens: list[str]
     untrained_tokens: list[str]
 
 
@@ -50,6 +58,8 @@ class Environment(TypedDict, total=False):
     python: str
     platform: str
     device: str
+    device_type: str
+    precision: str
     template: NotesOnTemplate
 
 
@@ -185,12 +195,23 @@ class ShownSource(TypedDict):
     files: list[tuple[str, str]]
 
 
-def read_object(path: Path, kind: Any) -> dict[str, Any]:
+class Holder(TypedDict):
+    """.lock: the process that writes."""
+
+    host: str
+    pid: Annotated[int, Meta(ge=1, lt=2**31)]
+    since: str
+
+
+def read_object(path: Path, kind: Any, *, needs: Sequence[str] = ()) -> dict[str, Any]:
     """The JSON object of a file; empty where there is none. Raises FinetoothError for anything else.
 
-    kind: one of the classes above, with which the object must agree; what it does not name is kept
+    kind:  one of the classes above, with which the object must agree; what it does not name is kept
+    needs: what must stand in it, so that the file must be there, too
     """
-    if not path.is_file():
+    if needs:
+        require_file(path)
+    elif not path.is_file():
         return {}
     try:
         content = json.loads(path.read_bytes())
@@ -202,18 +223,53 @@ def read_object(path: Path, kind: Any) -> dict[str, Any]:
         require_kind(content, kind)
     except msgspec.ValidationError as error:
         raise damaged(path, str(error)) from None
+    if absent := [name for name in needs if name not in content]:
+        raise damaged(path, f"it holds no {', '.join(absent)}")
     return content
 
 
-def require_kind(content: object, kind: Any) -> None:
-    """Raises msgspec.ValidationError, with the place, where a value is of another type than it must be."""
+def each_object(path: Path, kind: Any) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file of lines, none where there is no file.
+
+    A last line that was cut off while it was written is left out. Raises FinetoothError, with the line's
+    number, for anything else.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                yield _object_of(line, kind, f"{path}:{number}")
+
+
+def _object_of(line: bytes, kind: Any, place: str) -> dict[str, Any]:
+    remedy = "remove the line, or name another run"
     try:
-        msgspec.convert(content, kind)
-    except UnicodeEncodeError:
-        raise msgspec.ValidationError("a text holds half a surrogate pair") from None
+        content = json.loads(line)
+        require_kind(content, kind)
+    except msgspec.ValidationError as error:
+        raise FinetoothError(problem(place, f"no line that a run writes: {error}", remedy)) from None
+    except (ValueError, RecursionError):
+        raise FinetoothError(problem(place, "no line that a run writes", remedy)) from None
+    return content
+
+
+def require_file(path: Path) -> None:
+    """Raises FinetoothError where a file is missing that every run writes."""
+    if not path.is_file():
+        raise FinetoothError(problem(path, "missing", _REMEDY))
+
+
+@contextlib.contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Within it, what msgspec says of a file that is read becomes the error for one that no run writes so."""
+    try:
+        yield
+    except msgspec.MsgspecError:
+        raise damaged(path) from None
 
 
 def damaged(path: Path, why: str = "") -> FinetoothError:
     """The error for a file that no run writes so."""
     fact = f"not what a run writes: {why}" if why else "not what a run writes"
-    return FinetoothError(problem(path, fact, "restore it, or name another run"))
+    return FinetoothError(problem(path, fact, _REMEDY))
