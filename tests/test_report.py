@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.ranks import FORKING
 from tests.reported import Page, change_json, command, copied, page_of, train_small_run
 from tests.small_run import SOURCES
 
 from finetooth import train as train_module
-from finetooth.base.errors import FinetoothError
+from finetooth.base.errors import ConfigError, FinetoothError
+from finetooth.batching.schedule import Step
+from finetooth.config.load import load_config
 from finetooth.reporting.comparison_page import comparison_page
 from finetooth.reporting.run_reading import read_run
+from finetooth.train import train
+from finetooth.training.progress import ProgressView
 from finetooth.training.trainer import SFTTrainer
 
 
@@ -183,12 +188,42 @@ def test_a_run_that_is_gone_on_with_is_not_called_stopped(
     assert ("--resume auto" in commands) == (state == "stopped")
 
 
-def test_a_run_that_went_on_and_was_cut_off_says_so(run: Path, tmp_path: Path):
-    run = copied(run, tmp_path)
-    change_json(run / "summary.json", lambda summary: summary | {"state": "stopped", "num_steps": 4})
-    assert read_run(str(run)).state == "cut off"
-    change_json(run / "summary.json", lambda summary: summary | {"num_lost_steps": 6})
-    assert read_run(str(run)).state == "stopped"
+BRIEF = ("training.max_steps=3", "evaluation.every=0", "evaluation.exact_match=null", "data.dev=null")
+
+
+def go_on_and_be_killed(folder: Path, name: str) -> None:
+    """Goes on with a run, and is killed within the next step."""
+    with chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SFTTrainer, "update", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        patch.setenv("FINETOOTH_CACHE", str(folder / "cache"))
+        config = load_config("run.yaml", [*BRIEF, f"output_dir={name}"])
+        train(config, resume="must")
+
+
+def test_a_run_that_went_on_and_was_killed_is_cut_off_also_where_it_had_failed(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    update = SFTTrainer.update
+
+    def fail(self: SFTTrainer, step: Step, view: ProgressView) -> None:
+        if step.number == 3:
+            raise FinetoothError("step 3: it broke; mend it")
+        update(self, step, view)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SFTTrainer, "update", fail)
+        assert command("train", "run.yaml", *BRIEF, "output_dir=again").exit_code == 1
+    with pytest.raises(ConfigError):
+        train(load_config("run.yaml", [*BRIEF, "output_dir=again", "training.seed=7"]), resume="must")
+    assert read_run("again").state == "failed", "a start that is refused changes nothing"
+    process = FORKING.Process(target=go_on_and_be_killed, args=(Path.cwd(), "again"))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert read_run("again").state == "cut off"
+    text = page_of(Path("again")).text
+    assert "cut off" in text
+    assert "it broke" not in text
 
 
 def test_a_run_that_fails_leaves_a_report_that_says_why(run: Path, monkeypatch: pytest.MonkeyPatch):

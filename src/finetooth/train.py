@@ -199,6 +199,9 @@ def _train_and_tell(run: _Run, trainer: SFTTrainer, template: Template, started:
     config, ranks, output = run.config, run.ranks, Path(run.config.output_dir)
     summary: dict[str, Any] = {"state": "failed", "output_dir": str(output)}
     run.stop.hold(deadline=config.checkpoints.stop_deadline, give_up=lambda: _give_up(run, trainer))
+    if ranks.is_first:
+        # How it ended before is not how it ends; killed from here on, it has no end that could be told.
+        (output / "summary.json").unlink(missing_ok=True)
     try:
         result = trainer.train(run.stop)
         final_step = _final_step(trainer) if result.stopped is None else None

@@ -31,7 +31,6 @@ class Summary(TypedDict, total=False):
     state: str
     problems: list[str]
     num_steps: Amount
-    num_lost_steps: Amount
     ended_early: str
     final_step: Amount
     num_documents: Amount

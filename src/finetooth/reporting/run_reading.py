@@ -58,7 +58,7 @@ class Run:
     name:        as it was given
     origins:     by dotted key, where each setting was set
     environment, schedule, summary, verified: the JSON files of these names; empty where there is none, as
-                 is the summary of a run that has gone on since it was written
+                 is the summary of a run that is about to go on
     counts:      by split, what the ledger says
     masks:       of how many kept records the targets come from where
     data:        None where there is no data.json
@@ -108,9 +108,8 @@ def read_run(name: str, *, place: str = "command line") -> Run:
     with undamaged(ledger):
         counts = count_ledger(ledger) if ledger.is_file() else {}
         masks = count_masks(ledger) if ledger.is_file() else {}
-    course = read_course(folder / "metrics.jsonl")
     summary = read_object(folder / "summary.json", Summary)
-    state = _state(folder, summary, course)
+    state = _state(folder, summary)
     return Run(
         name=name,
         folder=folder,
@@ -122,7 +121,7 @@ def read_run(name: str, *, place: str = "command line") -> Run:
         verified=read_object(folder / "verified.json", Verified),
         counts=counts,
         masks=masks,
-        course=course,
+        course=read_course(folder / "metrics.jsonl"),
         data=read_data_card(folder),
         answers=_answers(folder / "samples", until=summary.get("final_step", math.inf)),
         evaluated=_lines(folder / "samples" / "eval.jsonl"),
@@ -132,15 +131,12 @@ def read_run(name: str, *, place: str = "command line") -> Run:
     )
 
 
-def _state(folder: Path, summary: Mapping[str, Any], course: Course) -> str:
-    """How a run ended, as its summary says, unless it has gone on since."""
+def _state(folder: Path, summary: Mapping[str, Any]) -> str:
+    """How a run ended, as its summary says, which is gone once it goes on."""
     writer = who_writes(folder)
     if writer != "nobody":
         return "running" if writer == "a process here" else "running or cut off"
-    last = int(course.steps[-1]) if len(course.steps) else 0
-    # A run that could not save in time has logged steps that it lost.
-    known = summary.get("num_steps", last) + summary.get("num_lost_steps", 0)
-    return "cut off" if last > known else summary.get("state", "cut off")
+    return summary.get("state", "cut off")
 
 
 def _answers(folder: Path, *, until: float) -> dict[int, list[Answer]]:

@@ -9,7 +9,7 @@ metrics.jsonl      one line per step and per evaluation
 checkpoints/       step-000200/ …, best → the one with the best evaluation
 samples/           generations at each evaluation
 final/             the policy, as transformers loads it
-summary.json       how it ended
+summary.json       how it ended; gone while it goes on
 report.html        all of this as one page
 verified.json      what `finetooth export --verify` found
 .lock              host and process of the run that is writing; gone when it has ended
