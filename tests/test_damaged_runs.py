@@ -59,8 +59,8 @@ PLACES: dict[str, Sequence[Place]] = {
     "final/config.json": [("model_type",), ("hidden_size",)],
     "final/generation_config.json": [("pad_token_id",)],
     "final/tokenizer.json": [
-        *[("added_tokens",), ("added_tokens", 0, "id"), ("decoder",), ("pre_tokenizer",)],
-        *[("model", name) for name in ("vocab", "merges", "unk_token")],
+        *[("added_tokens",), ("added_tokens", 0, "id"), ("decoder",)],
+        *[("model", "vocab"), ("model", "unk_token")],
     ],
     "final/tokenizer_config.json": [()],
 }
@@ -98,7 +98,7 @@ def restore() -> None:
 
 
 def outcome(command: str, name: str, damage: bytes | None) -> str:
-    """What a command says of a run with a damaged file, or one that is gone; nothing where it does its work."""
+    """What a command says of a run with a damaged file, or without it; nothing where it does its work."""
     restore()
     path = Path("run", name)
     if damage is None:
@@ -165,8 +165,8 @@ def test_what_is_wrong_is_told_with_its_place():
         "remove the line, or name another run"
     )
     assert outcome("eval", "environment.json", b'{"template": {"now": "noon"}}') == (
-        "run/environment.json: not what a run writes: Invalid RFC3339 encoded datetime - at `$.template.now`; "
-        "restore it, or name another run"
+        "run/environment.json: not what a run writes: Invalid RFC3339 encoded datetime - at "
+        "`$.template.now`; restore it, or name another run"
     )
     assert outcome("chat", "final/tokenizer_config.json", b'{"chat_template": 7}') == (
         "command line: run/final/tokenizer_config.json: Expected `str | array`, got `int` - at "
