@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from finetooth.data.sources.inputs import entries_of
 from finetooth.data.sources.reading import BadLine, NotARecordError, parse_object
 from finetooth.data.store import ContentHashes
 from finetooth.data.templates.template import Template, resolve_template
-from finetooth.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from finetooth.data.tokenizer.tokenizer import as_tokenizer
 
 
 class SFTDataset:
@@ -93,20 +93,9 @@ class SFTDataset:
             max_records=max_records,
         )
         _require_sensible(data)
-        if isinstance(records, str | Path):
-            files = files_of(SourceConfig(path=place), place="records")
-            read = functools.partial(entries_of, files)
-        else:
-            read = functools.partial(iter, _entries_of(records))
+        read = _reader_of(records)
         found = settle_format(read(), place, format=data.format, fields=data.fields)
-        self.template = resolve_template(
-            data.template,
-            _as_tokenizer(tokenizer),
-            template_args=data.template_args,
-            system=data.system,
-            allow_tokens=data.allow_tokens,
-            is_prompt_response=is_prompt_response(found),
-        )
+        self.template = _template_for(found, tokenizer, data)
         self.tokenizer = self.template.tokenizer
         outcomes = _render(itertools.islice(read(), max_records), self.template, found, data)
         self.ledger = [outcome.ledger_line("train", place) for outcome in outcomes]
@@ -171,6 +160,14 @@ def _require_sensible(data: DataConfig) -> None:
         raise ConfigError(problem("SFTDataset", finding.fact, finding.remedy) for finding in findings)
 
 
+def _reader_of(records: str | Path | Iterable[Mapping[str, Any]]) -> Callable[[], Iterator[Record | BadLine]]:
+    """Reads the records from their start, as often as it is called."""
+    if isinstance(records, str | Path):
+        files = files_of(SourceConfig(path=str(records)), place="records")
+        return functools.partial(entries_of, files)
+    return functools.partial(iter, _entries_of(records))
+
+
 def _entries_of(records: Iterable[object]) -> list[Record | BadLine]:
     """Dicts checked as strictly as lines of a file; origins count from `records:1`."""
     entries: list[Record | BadLine] = []
@@ -187,6 +184,17 @@ def _entries_of(records: Iterable[object]) -> list[Record | BadLine]:
     return entries
 
 
+def _template_for(format: SettledFormat, tokenizer: Any, data: DataConfig) -> Template:
+    return resolve_template(
+        data.template,
+        as_tokenizer(tokenizer),
+        template_args=data.template_args,
+        system=data.system,
+        allow_tokens=data.allow_tokens,
+        is_prompt_response=is_prompt_response(format),
+    )
+
+
 def _render(
     entries: Iterable[Record | BadLine], template: Template, format: SettledFormat, data: DataConfig
 ) -> list[Outcome]:
@@ -201,14 +209,6 @@ def _render(
         fact = f"none of {len(outcomes)} records can be used (the first: {outcomes[0].reason})"
         raise DataError(problem(data.train, fact, "correct the records or raise max_length"))
     return outcomes
-
-
-def _as_tokenizer(tokenizer: Any) -> Tokenizer:
-    if isinstance(tokenizer, Tokenizer):
-        return tokenizer
-    if isinstance(tokenizer, str | Path):
-        return load_tokenizer(str(tokenizer), place="tokenizer")
-    return Tokenizer.from_transformers(tokenizer)
 
 
 def _fingerprint_of(documents: list[Document]) -> str:

@@ -15,7 +15,7 @@ from finetooth.data.masks.reasoning import fitted
 from finetooth.data.masks.turns import LossOn
 from finetooth.data.records import Conversation, Document, Origin, Record
 from finetooth.data.templates.template import encode_prompt, resolve_template
-from finetooth.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from finetooth.data.tokenizer.tokenizer import Tokenizer, as_tokenizer
 
 _ORIGIN = Origin("messages", 1)
 _taken_over: weakref.WeakKeyDictionary[Any, tuple[Any, Tokenizer]] = weakref.WeakKeyDictionary()
@@ -96,12 +96,10 @@ def _context(token_ids: Sequence[int]) -> Document:
 
 def _tokenizer(tokenizer: Any) -> Tokenizer:
     """Takes over from transformers once, and anew where that tokenizer has changed since."""
-    if isinstance(tokenizer, Tokenizer):
-        return tokenizer
-    if isinstance(tokenizer, str | Path):
-        return load_tokenizer(str(tokenizer), place="tokenizer")
+    if isinstance(tokenizer, Tokenizer | str | Path):
+        return as_tokenizer(tokenizer)
     state = (len(tokenizer), tokenizer.chat_template, tokenizer.special_tokens_map)
     kept = _taken_over.get(tokenizer)
     if kept is None or kept[0] != state:
-        kept = _taken_over[tokenizer] = (copy.deepcopy(state), Tokenizer.from_transformers(tokenizer))
+        kept = _taken_over[tokenizer] = (copy.deepcopy(state), as_tokenizer(tokenizer))
     return kept[1]

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -33,6 +34,18 @@ def load_tokenizer(name_or_folder: str, *, place: str = "model.tokenizer") -> "T
     '<|im_end|>'
     """
     return Tokenizer(read_tokenizer_files(name_or_folder, place), place=place)
+
+
+def as_tokenizer(tokenizer: Any) -> "Tokenizer":
+    """A Tokenizer itself, that of a folder or hub name, or a fast tokenizer of transformers taken over.
+
+    Raises ConfigError for what gives none.
+    """
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    if isinstance(tokenizer, str | Path):
+        return load_tokenizer(str(tokenizer), place="tokenizer")
+    return Tokenizer.from_transformers(tokenizer)
 
 
 class UnencodableError(ValueError):
