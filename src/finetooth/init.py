@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from finetooth.base.errors import ConfigError, DataError, problem
-from finetooth.base.files import write_atomically
+from finetooth.base.files import problems_of_place, write_atomically
 from finetooth.base.machine import this_machine
 from finetooth.base.terminal import make_visible, print_line, print_text
 from finetooth.batching.order import epoch_order
@@ -168,10 +168,8 @@ def _settle(
 
 
 def _problems_of_out(out: Path, force: bool) -> list[str]:
-    if out.is_dir():
-        return [problem("--out", f"{out} is a folder", "name a file")]
-    if not out.parent.is_dir():
-        return [problem("--out", f"there is no folder {out.parent}", "make it, or name another file")]
+    if problems := problems_of_place(out, option="--out"):
+        return problems
     if out.exists() and not force:
         fact = f"{out} is there already"
         return [problem("--out", fact, "name another file, or add --force to replace it")]

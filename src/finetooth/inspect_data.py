@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from finetooth.base.errors import ConfigError, DataError, problem
-from finetooth.base.files import write_atomically
+from finetooth.base.files import problems_of_place, write_atomically
 from finetooth.base.terminal import print_line
 from finetooth.config.schema import SFTConfig
 from finetooth.config.sources import describe_sources
@@ -102,11 +102,8 @@ def _require_sensible(
         if html is not None:
             fact = "a page shows samples or one record, not a step"
             problems.append(problem("--html", fact, "leave out --step, or leave out --html"))
-    if html is not None and html.is_dir():
-        problems.append(problem("--html", f"{html} is a folder", "name a file"))
-    elif html is not None and not html.parent.is_dir():
-        fact = f"there is no folder {html.parent}"
-        problems.append(problem("--html", fact, "make it, or name another file"))
+    if html is not None:
+        problems += problems_of_place(html, option="--html")
     if problems:
         raise ConfigError(problems)
 

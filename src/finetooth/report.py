@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from finetooth.base.errors import ConfigError, problem
+from finetooth.base.files import problems_of_place
 from finetooth.base.terminal import print_line
 from finetooth.reporting.comparison_page import MOST_RUNS, NAME, write_comparison
 from finetooth.reporting.findings import findings_of
@@ -53,10 +54,7 @@ def _require_sensible(targets: Sequence[str], out: Path | None) -> None:
     if len(targets) > MOST_RUNS:
         fact = f"{len(targets)} runs are more than a page can show side by side"
         problems.append(problem("command line", fact, f"name at most {MOST_RUNS}"))
-    if out is not None and out.is_dir():
-        problems.append(problem("--out", f"{out} is a folder", "name a file"))
-    elif out is not None and not out.parent.is_dir():
-        fact = f"there is no folder {out.parent}"
-        problems.append(problem("--out", fact, "make it, or name another file"))
+    if out is not None:
+        problems += problems_of_place(out, option="--out")
     if problems:
         raise ConfigError(problems)

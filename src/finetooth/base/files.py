@@ -69,6 +69,15 @@ def write_proved(path: Path, pieces: Iterable[bytes | memoryview]) -> FileEntry:
         return entry
 
 
+def problems_of_place(file: Path, *, option: str) -> list[str]:
+    """Why a file cannot be put there, as a problem of the option that names it; nothing where it can."""
+    if file.is_dir():
+        return [problem(option, f"{file} is a folder", "name a file")]
+    if not file.parent.is_dir():
+        return [problem(option, f"there is no folder {file.parent}", "make it, or name another file")]
+    return []
+
+
 def require_space(folder: Path, num_bytes: int) -> None:
     """Raises FinetoothError where the disk of a folder has no room for so many bytes."""
     free = shutil.disk_usage(folder).free
