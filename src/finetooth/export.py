@@ -11,7 +11,6 @@ from finetooth.base.devices import DeviceManager
 from finetooth.base.errors import ConfigError, problem
 from finetooth.base.terminal import print_line
 from finetooth.data.preparation import PreparedData, prepare_data
-from finetooth.data.records import Document
 from finetooth.data.templates.template import resolve_template
 from finetooth.data.tokenizer.tokenizer import load_tokenizer
 from finetooth.evaluation.dev_loss import sample_documents
@@ -22,7 +21,7 @@ from finetooth.reporting.model_card import model_card
 from finetooth.reporting.run_facts import read_facts
 from finetooth.reporting.serving import Form
 from finetooth.reporting.template_proof import Rendering, differing, renderings
-from finetooth.reporting.verdicts import Verdict, skipped, verdicts_table
+from finetooth.reporting.verdicts import Verdict, conclude, skipped, verdicts_table
 from finetooth.training.exports import FinishedRun, open_run, write_export
 from finetooth.training.legacy_export import require_twin, write_pt_as_folder, write_run_as_pt
 from finetooth.training.reloading import (
@@ -92,34 +91,28 @@ def export(
     """
     console = console or Console(quiet=True)
     shard_bytes = _bytes_of(shard_size)
-    if is_file := is_legacy(target):
+    if is_legacy(target):
         out = _place_of_file(out, to, verify)
-    elif tokenizer is not None:
-        raise ConfigError(problem("--tokenizer", "a run has its own", "leave it out"))
-    run = None if is_file else open_run(target)
-    if run is not None:
-        _refuse_other_forms(run, to)
-    if out is None:
-        assert run is not None, "a file's place has been asked for"
-        out = run.folder / "export" / to
-    if out.exists():
-        raise ConfigError(problem("--out", f"{out} exists", "name a new folder, or remove it"))
-    if run is None:
+        _require_absent(out)
         write_pt_as_folder(target, out, dtype=dtype, shard_bytes=shard_bytes, tokenizer=tokenizer)
-    elif to == "pt":
+        return _tell(out, to, dtype, console)
+    if tokenizer is not None:
+        raise ConfigError(problem("--tokenizer", "a run has its own", "leave it out"))
+    run = open_run(target)
+    _refuse_other_forms(run, to)
+    out = out or run.folder / "export" / to
+    _require_absent(out)
+    if to == "pt":
         _refuse_for_pt(dtype, verify)
         write_run_as_pt(run, out)
     else:
         _write_folder(run, out, to, dtype, shard_bytes)
-    num_bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    print_line(console, f"{to}: {out}, {num_bytes / 1e6:,.1f} MB, {dtype}")
-    if run is not None and to == "merged" and run.adapter == "qlora":
+    result = _tell(out, to, dtype, console)
+    if to == "merged" and run.adapter == "qlora":
         print_line(console, QLORA_NOTE)
-    result = {"to": to, "out": str(out), "dtype": dtype, "num_bytes": num_bytes}
-    if not verify or run is None:
-        return result
-    result |= _verify(run, out, to, dtype, console)
-    write_json(run.folder / "verified.json", result)
+    if verify:
+        result |= _verify(run, out, to, dtype, console)
+        write_json(run.folder / "verified.json", result)
     return result
 
 
@@ -134,6 +127,22 @@ def _place_of_file(out: Path | None, to: Form, verify: bool) -> Path:
             problem("--out", "a .pt file has no run directory to write to", "name a new folder")
         )
     return out
+
+
+def _refuse_other_forms(run: FinishedRun, to: Form) -> None:
+    """Raises ConfigError where a run has no policy of that form."""
+    if run.adapter is None and to in ("adapter", "merged"):
+        fact, remedy = f"{run.folder} trained all parameters and has no adapter", "write --to folder"
+    elif run.adapter is not None and to in ("folder", "pt"):
+        fact, remedy = f"{run.folder} trained an adapter", "write --to adapter, or --to merged"
+    else:
+        return
+    raise ConfigError(problem(f"--to {to}", fact, remedy))
+
+
+def _require_absent(out: Path) -> None:
+    if out.exists():
+        raise ConfigError(problem("--out", f"{out} exists", "name a new folder, or remove it"))
 
 
 def _refuse_for_pt(dtype: DType, verify: bool) -> None:
@@ -153,15 +162,11 @@ def _write_folder(run: FinishedRun, out: Path, to: Form, dtype: DType, shard_byt
     write_export(run, out, form=to, dtype=dtype, shard_bytes=shard_bytes, card=card)
 
 
-def _refuse_other_forms(run: FinishedRun, to: Form) -> None:
-    """Raises ConfigError where a run has no policy of that form."""
-    if run.adapter is None and to in ("adapter", "merged"):
-        fact, remedy = f"{run.folder} trained all parameters and has no adapter", "write --to folder"
-    elif run.adapter is not None and to in ("folder", "pt"):
-        fact, remedy = f"{run.folder} trained an adapter", "write --to adapter, or --to merged"
-    else:
-        return
-    raise ConfigError(problem(f"--to {to}", fact, remedy))
+def _tell(out: Path, to: Form, dtype: DType, console: Console) -> dict[str, Any]:
+    """What was written, printed and returned."""
+    num_bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    print_line(console, f"{to}: {out}, {num_bytes / 1e6:,.1f} MB, {dtype}")
+    return {"to": to, "out": str(out), "dtype": dtype, "num_bytes": num_bytes}
 
 
 def _verify(run: FinishedRun, out: Path, to: Form, dtype: DType, console: Console) -> dict[str, Any]:
@@ -192,7 +197,12 @@ def _verify(run: FinishedRun, out: Path, to: Form, dtype: DType, console: Consol
         _judge_template(prepared, expected, reloaded, num_passed_over),
     ]
     console.print(verdicts_table(verdicts))
-    return _conclude(verdicts, documents, asked.documents, split, console)
+    return {
+        **conclude(verdicts, console),
+        "split": split,
+        "num_documents": len(documents),
+        "num_documents_computed": len(asked.documents),
+    }
 
 
 def _judge_behaviour(trained: Behaviour, reloaded: Reloaded, limits: _Limits) -> Iterator[Verdict]:
@@ -234,25 +244,6 @@ def _judge_template(
     return Verdict(
         "chat template", len(wrong), 0, what + passed_over + (f"; not {wrong[0]}" if wrong else "")
     )
-
-
-def _conclude(
-    verdicts: Sequence[Verdict],
-    documents: Sequence[Document],
-    computed: Sequence[Document],
-    split: str,
-    console: Console,
-) -> dict[str, Any]:
-    failed = [verdict.name for verdict in verdicts if verdict.state == "failed"]
-    print_line(console, f"failed: {', '.join(failed)}" if failed else "all that was measured holds")
-    return {
-        "passed": not failed,
-        "failed": failed,
-        "verdicts": [verdict.as_data() for verdict in verdicts],
-        "split": split,
-        "num_documents": len(documents),
-        "num_documents_computed": len(computed),
-    }
 
 
 def _bytes_of(size: str) -> int:

@@ -30,7 +30,7 @@ from finetooth.model.load import refuse_misfits
 from finetooth.model.policy import PolicyModel
 from finetooth.model.start import start_policy
 from finetooth.reporting.mask_proof import prove_masks
-from finetooth.reporting.verdicts import Verdict, skipped, verdicts_table
+from finetooth.reporting.verdicts import Verdict, conclude, skipped, verdicts_table
 from finetooth.training.equivalence import (
     Computed,
     Difference,
@@ -106,17 +106,13 @@ def _conclude(
     seconds: float,
     console: Console,
 ) -> dict[str, Any]:
-    failed = [verdict.name for verdict in verdicts if verdict.state == "failed"]
     lengths = documents.lengths
     sampled = f"computed: {len(lengths)} of {prepared.train.num_documents:,} documents"
     console.print()
     print_line(console, f"{sampled}, {lengths.min()} to {lengths.max()} tokens long")
     print_line(console, f"on {devices.describe()}, in {seconds:.0f} s")
-    print_line(console, f"failed: {', '.join(failed)}" if failed else "all that was measured holds")
     return {
-        "passed": not failed,
-        "failed": failed,
-        "verdicts": [verdict.as_data() for verdict in verdicts],
+        **conclude(verdicts, console),
         "num_documents": len(lengths),
         "num_tokens": int(lengths.sum()),
         "device": devices.describe(),

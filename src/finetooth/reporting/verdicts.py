@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rich.console import Console
 from rich.table import Table
 
-from finetooth.base.terminal import plain_text
+from finetooth.base.terminal import plain_text, print_line
 
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 
@@ -66,6 +67,17 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
             plain_text(verdict.what),
         )
     return table
+
+
+def conclude(verdicts: Sequence[Verdict], console: Console) -> dict[str, Any]:
+    """Prints which properties failed; returns the verdicts as JSON holds them, and whether none failed."""
+    failed = [verdict.name for verdict in verdicts if verdict.state == "failed"]
+    print_line(console, f"failed: {', '.join(failed)}" if failed else "all that was measured holds")
+    return {
+        "passed": not failed,
+        "failed": failed,
+        "verdicts": [verdict.as_data() for verdict in verdicts],
+    }
 
 
 def _shown(value: float | None, *, digits: int = 1) -> str:
