@@ -35,6 +35,8 @@ from finetooth.data.statistics import Statistics, merged
 from finetooth.data.store import StoreWriter
 from finetooth.data.templates.template import Template
 
+Judged = tuple[Outcome, Split]
+
 _UNREAD_FIELDS_NOTED = 100
 
 
@@ -99,9 +101,15 @@ class _Tally:
             self.num_read += 1
             yield entry
 
-    def note(self, outcome: Outcome, split: Split, number: int) -> None:
-        """Notes a record that was kept."""
-        self.sources[number].statistics.setdefault(split, Statistics()).add(outcome)
+    def note(self, judged: Sequence[Judged], part: _SourceTally) -> None:
+        """Notes records of a source."""
+        part.problems.extend(outcome.problem() for outcome, _ in judged if outcome.is_error)
+        for outcome, split in judged:
+            if outcome.state == "kept":
+                part.statistics.setdefault(split, Statistics()).add(outcome)
+                self._note_kept(outcome)
+
+    def _note_kept(self, outcome: Outcome) -> None:
         self.num_near_duplicates += outcome.same_as is not None
         if outcome.change is not None:
             self.report += outcome.change
@@ -138,27 +146,18 @@ def _write_records(
     judge = _judge_of(config, sources, template)
     lines_of_dev = ledger.with_name("ledger.dev")
     with ledger.open("wb") as train_file, lines_of_dev.open("w+b") as dev_file:
-        for number in sorted(range(len(sources)), key=lambda number: sources[number].split != "dev"):
-            source, part = sources[number], tally.sources[number]
+        parts = zip(sources, tally.sources, strict=True)
+        for source, part in sorted(parts, key=lambda pair: pair[0].split != "dev"):
             part.begin = writers["train"].num_documents
             file = dev_file if source.split == "dev" else train_file
-            rendered = render_records(
-                tally.counted(source.entries(template)),
-                template,
-                format=source.format,
-                fields=source.settings.fields,
-                data=config.data,
-            )
-            for outcomes in rendered:
+            for outcomes in _rendered(source, config.data, template, tally):
                 judged = judge(outcomes, source)
                 lines = [outcome.ledger_line(split, source.path) for outcome, split in judged]
                 file.write(b"".join(encode_line(line) + b"\n" for line in lines))
-                part.problems.extend(outcome.problem() for outcome, _ in judged if outcome.is_error)
                 for split, writer in writers.items():
                     kept = [o for o, s in judged if s == split and o.state == "kept"]
                     writer.extend([document for outcome in kept for document in outcome.documents])
-                    for outcome in kept:
-                        tally.note(outcome, split, number)
+                tally.note(judged, part)
             source.require_unchanged()
             part.end = writers["train"].num_documents
         dev_file.seek(0)
@@ -168,16 +167,21 @@ def _write_records(
         raise DataError(problems)
 
 
+def _rendered(source: Source, data: DataConfig, template: Template, tally: _Tally) -> Iterator[list[Outcome]]:
+    entries = tally.counted(source.entries(template))
+    return render_records(entries, template, format=source.format, fields=source.settings.fields, data=data)
+
+
 def _judge_of(
     config: SFTConfig, sources: Sequence[Source], template: Template
-) -> Callable[[list[Outcome], Source], list[tuple[Outcome, Split]]]:
+) -> Callable[[list[Outcome], Source], list[Judged]]:
     """What puts each outcome into its split and drops what stands twice."""
     data, seed = config.data, config.training.seed
     finder = DoubleFinder(data)
     near = None if data.on_near_duplicate == "keep" else NearDuplicateFinder(data)
     threshold = _dev_threshold(config, sources, template) if isinstance(data.dev, float) else 0
 
-    def judge(outcomes: list[Outcome], source: Source) -> list[tuple[Outcome, Split]]:
+    def judge(outcomes: list[Outcome], source: Source) -> list[Judged]:
         splits: list[Split] = [source.split] * len(outcomes)
         if threshold:
             for place, outcome in enumerate(outcomes):
