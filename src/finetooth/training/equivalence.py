@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from finetooth.base.devices import DeviceManager
 from finetooth.batching.collate import collate
 from finetooth.batching.packing import Layout, Row, forward_passes, lay_out
-from finetooth.config.schema import ModelConfig, SFTConfig
+from finetooth.config.schema import ModelConfig, SFTConfig, TrainingConfig
 from finetooth.data.records import IGNORED_LABEL, Document, DocumentSource
 from finetooth.data.templates.template import Template
 from finetooth.model.four_bits import loading_options
@@ -116,15 +116,13 @@ def measure_leak(
     (rows,) = lay_out(numbers, documents.lengths, layout=layout)
     order = [number for row in rows for number in row]
     before = _hidden_states(policy, documents, rows, devices)
-    largest = Difference(0.0, "")
+    found: list[Difference] = []
     for changed in order:
         after = _hidden_states(policy, _Changed(documents, changed, policy.vocab_size), rows, devices)
         for number, ours, theirs in zip(order, after, before, strict=True):
             if number != changed and not torch.equal(ours, theirs):
-                measured = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
-                place = str(documents.document(number).origin)
-                largest = max(largest, Difference(measured, place), key=lambda found: found.measured)
-    return largest
+                found.append(_difference(ours, theirs, documents.document(number)))
+    return _largest(found)
 
 
 def measure_reload(
@@ -140,19 +138,7 @@ def measure_reload(
 
     In float32. Infinite where final/ does not name every token that ends an answer.
     """
-    training = config.training
-    optimizer = create_optimizer(policy, learning_rate=training.learning_rate)
-    train_step(
-        alone(policy),
-        [collate([(number,)], documents) for number in range(len(documents.lengths))],
-        total_loss_weight=float(documents.loss_weight_totals.sum()),
-        learning_rate=training.learning_rate,
-        optimizer=optimizer,
-        scaler=devices.gradient_scaler(),
-        devices=devices,
-        max_grad_norm=training.max_grad_norm,
-    )
-    del optimizer
+    _update_once(policy, documents, config.training, devices)
     save_final(folder, policy=policy, template=template)
     named = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
     if not set(template.stop_token_ids) <= set(named):
@@ -161,16 +147,38 @@ def measure_reload(
     with quiet_transformers():
         reloaded = _load_plainly(folder, policy, devices)
     reloaded.to(policy.device).eval()
-    largest = Difference(0.0, "")
-    for number in range(len(documents.lengths)):
-        document = documents.document(number)
+    found: list[Difference] = []
+    for document in map(documents.document, range(len(documents.lengths))):
         ids = torch.from_numpy(document.token_ids.astype(np.int64))[None].to(policy.device)
         with torch.no_grad():
             ours, theirs = policy(input_ids=ids).logits, reloaded(input_ids=ids, use_cache=False).logits
-        measured = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
-        found = Difference(measured, str(document.origin))
-        largest = max(largest, found, key=lambda difference: difference.measured)
-    return largest
+        found.append(_difference(ours, theirs, document))
+    return _largest(found)
+
+
+def _update_once(
+    policy: PolicyModel, documents: DocumentSource, training: TrainingConfig, devices: DeviceManager
+) -> None:
+    train_step(
+        alone(policy),
+        [collate([(number,)], documents) for number in range(len(documents.lengths))],
+        total_loss_weight=float(documents.loss_weight_totals.sum()),
+        learning_rate=training.learning_rate,
+        optimizer=create_optimizer(policy, learning_rate=training.learning_rate),
+        scaler=devices.gradient_scaler(),
+        devices=devices,
+        max_grad_norm=training.max_grad_norm,
+    )
+
+
+def _difference(ours: torch.Tensor, theirs: torch.Tensor, document: Document) -> Difference:
+    """‖a − b‖/‖b‖, in float32."""
+    measured = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+    return Difference(measured, str(document.origin))
+
+
+def _largest(found: Sequence[Difference]) -> Difference:
+    return max([Difference(0.0, ""), *found], key=lambda difference: difference.measured)
 
 
 def _load_plainly(folder: Path, policy: PolicyModel, devices: DeviceManager) -> Any:

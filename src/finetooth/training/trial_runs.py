@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 
 from finetooth.base.errors import FinetoothError, problem
 from finetooth.config.describe import describe_config
-from finetooth.config.schema import SFTConfig
+from finetooth.config.schema import DataConfig, SFTConfig
 from finetooth.data.records import DocumentSource
 
 # What metrics.jsonl holds that is of the machine, not of the training.
 _OF_THE_MACHINE = ("seconds", "time", "peak_memory_mb")
 _POLL_SECONDS = 0.002
+_DOCUMENTS = "documents.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +130,41 @@ def write_trial(
     computed is the config's; steps have half of the documents, and nothing is evaluated but losses.
     """
     every = max(2, num_steps // 4)
-    with (folder / "documents.jsonl").open("w", encoding="utf-8") as file:
+    _write_tokens(folder / _DOCUMENTS, documents)
+    training = replace(
+        config.training,
+        max_steps=num_steps,
+        global_batch_size=max(1, len(documents.lengths) // 2),
+        global_batch_tokens=None,
+        warmup_steps=config.training.warmup_steps if config.training.warmup_steps < 1 else 0,
+    )
+    trial = replace(
+        config,
+        data=_data_of_trial(config.data, folder, template_name),
+        training=training,
+        evaluation=replace(config.evaluation, every=0, exact_match=None, best_by="dev_loss", patience=None),
+        checkpoints=replace(config.checkpoints, every=every, keep=1, final="last"),
+        logging=replace(config.logging, every=1, tensorboard=False, wandb=None),
+        output_dir=str(folder / "run"),
+        origins={},
+    )
+    (folder / "run.yaml").write_text(describe_config(trial), encoding="utf-8")
+    return Trial(folder, num_steps, every)
+
+
+def _write_tokens(path: Path, documents: DocumentSource) -> None:
+    with path.open("w", encoding="utf-8") as file:
         for number in range(len(documents.lengths)):
             document = documents.document(number)
             mask = (document.loss_weights > 0).astype(int).tolist()
             file.write(json.dumps({"input_ids": document.token_ids.tolist(), "loss_mask": mask}) + "\n")
-    data = replace(
-        config.data,
-        train=str(folder / "documents.jsonl"),
+
+
+def _data_of_trial(data: DataConfig, folder: Path, template_name: str) -> DataConfig:
+    """The settings that read these documents as they are, and keep every one."""
+    return replace(
+        data,
+        train=str(folder / _DOCUMENTS),
         dev=None,
         format="tokens",
         fields=None,
@@ -150,25 +178,6 @@ def write_trial(
         max_records=None,
         cache_dir=str(folder / "cache"),
     )
-    training = replace(
-        config.training,
-        max_steps=num_steps,
-        global_batch_size=max(1, len(documents.lengths) // 2),
-        global_batch_tokens=None,
-        warmup_steps=config.training.warmup_steps if config.training.warmup_steps < 1 else 0,
-    )
-    trial = replace(
-        config,
-        data=data,
-        training=training,
-        evaluation=replace(config.evaluation, every=0, exact_match=None, best_by="dev_loss", patience=None),
-        checkpoints=replace(config.checkpoints, every=every, keep=1, final="last"),
-        logging=replace(config.logging, every=1, tensorboard=False, wandb=None),
-        output_dir=str(folder / "run"),
-        origins={},
-    )
-    (folder / "run.yaml").write_text(describe_config(trial), encoding="utf-8")
-    return Trial(folder, num_steps, every)
 
 
 def parameter_difference(one: TrialRun, other: TrialRun) -> float:
