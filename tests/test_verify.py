@@ -26,6 +26,7 @@ from finetooth.model import attention
 from finetooth.reporting import mask_proof
 from finetooth.reporting.verdicts import Verdict
 from finetooth.training import equivalence
+from finetooth.training.equivalence import Computed, compare
 from finetooth.training.parallel import SharedPolicy
 from finetooth.verify import _Measured, _why_alone, verify
 
@@ -247,3 +248,12 @@ def test_trial_runs_that_fail_or_find_no_room_say_so(folder: Path, monkeypatch: 
 def test_what_is_not_a_number_is_no_pass():
     assert Verdict("a", float("nan"), 1.0, "").state == "failed"
     assert json.loads(json.dumps(Verdict("a", float("nan"), 1.0, "").as_data(), allow_nan=False))
+    whole, broken = (
+        {"a": torch.ones(2), "b": torch.ones(2)},
+        {"a": torch.ones(2), "b": torch.full((2,), torch.nan)},
+    )
+    differences = (Computed(1.0, each) for each in (whole, broken))
+    measured = [compare(one, Computed(1.0, whole)) for one in differences]
+    assert measured[0].measured == 0
+    assert measured[1].place == "b"
+    assert Verdict("a", measured[1].measured, 1.0, "").state == "failed"

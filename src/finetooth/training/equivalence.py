@@ -4,6 +4,7 @@ To compute a step updates nothing: the optimiser only notes the gradients that i
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,7 +103,7 @@ def compare(ours: Computed, theirs: Computed) -> Difference:
             continue
         norm = max(float(other.norm()), _SHARE_OF_USUAL_NORM * usual)
         found.append(Difference(float((one - other).norm()) / norm, name))
-    return max(found, key=lambda difference: difference.measured)
+    return _largest(found)
 
 
 def measure_leak(
@@ -178,7 +179,11 @@ def _difference(ours: torch.Tensor, theirs: torch.Tensor, document: Document) ->
 
 
 def _largest(found: Sequence[Difference]) -> Difference:
-    return max([Difference(0.0, ""), *found], key=lambda difference: difference.measured)
+    """The largest of them; what is not a number is larger than all numbers."""
+    return max(
+        [Difference(0.0, ""), *found],
+        key=lambda difference: math.inf if math.isnan(difference.measured) else difference.measured,
+    )
 
 
 def _load_plainly(folder: Path, policy: PolicyModel, devices: DeviceManager) -> Any:
