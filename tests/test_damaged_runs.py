@@ -154,7 +154,8 @@ def test_a_damaged_run_is_used_or_told(command: str):
 
 def test_what_is_wrong_is_told_with_its_place():
     assert outcome("export", "summary.json", None) == (
-        "run/summary.json: missing; restore it, or name another run"
+        "command line: run has no summary.json, so it goes on or was cut off; "
+        "finish the run with train --resume"
     )
     assert outcome("export", "environment.json", b"{}") == (
         "run/environment.json: not what a run writes: it holds no versions, python, device, template; "

@@ -1,6 +1,6 @@
 """One update: the same gradients for every split into batches; nothing touched where a number is bad."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from finetooth.base.errors import NonFiniteError
 from finetooth.batching.collate import Batch, collate
 from finetooth.batching.packing import Layout, forward_passes, lay_out
 from finetooth.model.policy import PolicyModel
+from finetooth.model.recompute import Recompute
 from finetooth.training.optimizer import create_optimizer
 from finetooth.training.parallel import alone
 from finetooth.training.step import _accumulate, train_step
@@ -157,6 +158,47 @@ def test_fp16_overflow_lowers_the_scale_and_does_the_same_step_again():
     assert lowered.get_scale() < scaler.get_scale()
     assert len(calls) > num_batches
     assert repeated.loss == pytest.approx(exact.loss, rel=1e-2)
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each of some tensors is copied in another type."""
+
+    def __init__(self, tensors: Iterable[torch.Tensor]):
+        super().__init__()
+        self.counts = {tensor.data_ptr(): 0 for tensor in tensors}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.counts:
+            self.counts[args[0].data_ptr()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def linear_weights(policy: PolicyModel) -> list[torch.Tensor]:
+    modules = (module for layer in policy.layers for module in layer.modules())
+    return [module.weight for module in modules if isinstance(module, torch.nn.Linear)]
+
+
+@pytest.mark.parametrize("recompute", ["nothing", "elementwise", "all"])
+def test_parameters_are_cast_once_per_step_and_not_once_per_pass(recompute: Recompute):
+    documents, devices = random_documents(8), DeviceManager("cpu", "bf16")
+    batches = batches_of(documents, LAYOUTS[2])
+    ours, passes_alone = small_policy(), small_policy()
+    for policy in (ours, passes_alone):
+        policy.train()
+        policy.set_recompute(recompute)
+    with Casts(linear_weights(ours)) as casts:
+        optimizer, scaler = create_optimizer(ours, learning_rate=1e-3), devices.gradient_scaler()
+        _accumulate(alone(ours), batches, 1.0, optimizer, scaler, devices)
+    assert len(batches) == 4
+    assert set(casts.counts.values()) == {1}
+    with Casts(linear_weights(passes_alone)) as casts:
+        for batch in batches:
+            with devices.autocast():
+                loss_sum = passes_alone(batch)
+            loss_sum.backward()
+    assert min(casts.counts.values()) >= 4, "negative control"
+    theirs = gradients(passes_alone)
+    assert all(torch.equal(gradient, theirs[name]) for name, gradient in gradients(ours).items())
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -59,6 +59,9 @@ def open_run(target: str, *, place: str = "command line") -> FinishedRun:
         raise ConfigError(problem(place, f"{target} is no run directory", "name that of a finished run"))
     if not (folder / "final").is_dir():
         raise ConfigError(problem(place, f"{folder} has no final/", "finish the run with train --resume"))
+    if not (folder / "summary.json").is_file():
+        fact = f"{folder} has no summary.json, so it goes on or was cut off"
+        raise ConfigError(problem(place, fact, "finish the run with train --resume"))
     if damages := check_folder(folder / "final"):
         remedy = "restore the files, or train again"
         raise FinetoothError(problem(folder / "final", damage, remedy) for damage in damages)

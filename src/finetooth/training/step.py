@@ -109,13 +109,14 @@ def _accumulate(
     def accumulate(batch: Batch, *, is_last: bool) -> None:
         nonlocal loss_sum
         with shared.accumulating(is_last=is_last):
-            with shared.ranks.doing(f"{place}, forward"), devices.autocast():
+            with shared.ranks.doing(f"{place}, forward"):
                 batch_sum = shared.loss_sum(batch.to(devices.device), gradient_scale=gradient_scale)
-            with shared.ranks.doing(f"{place}, backward"):
+            with shared.ranks.doing(f"{place}, backward"), torch.autocast(devices.device.type, enabled=False):
                 shared.backward(scaler.scale(batch_sum / total_loss_weight))
         loss_sum += batch_sum.detach()
 
-    with shared.policy.attention_of_training():
+    # autocast forgets the parameters that it has cast where its outermost block ends: here, after all passes
+    with devices.autocast(), shared.policy.attention_of_training():
         with _agreeing_on_memory(shared, place) if nothing else contextlib.nullcontext():
             for number, batch in enumerate(batches, start=1):
                 accumulate(batch, is_last=number == len(batches) and nothing is None)
