@@ -208,12 +208,13 @@ def test_people_see_records_and_sources_in_80_columns(mislabelled: str):
             "command line: --out: evaluation.exact_match is null, so nothing is answered; "
             "add exact_match=plain\n",
         ),
+        (["--out", "run"], "--out: run is a folder; name a file\n"),
         (
             ["--of", "train"],
             "command line: --of belongs to --per-record; give both, or leave it out\n",
         ),
     ],
 )
-def test_records_that_nobody_can_name_are_a_mistake(arguments: list[str], sentence: str):
+def test_what_cannot_be_measured_or_kept_is_told_before_it_is_tried(arguments: list[str], sentence: str):
     result = command("eval", "run", *arguments)
     assert (result.exit_code, result.stderr) == (2, sentence)

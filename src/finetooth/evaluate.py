@@ -87,6 +87,8 @@ def _require_answerable(config: SFTConfig, *, per_record: int | None, of: Split,
     if out is not None and config.evaluation.exact_match is None:
         fact = "--out: evaluation.exact_match is null, so nothing is answered"
         problems.append(problem(PLACE, fact, "add exact_match=plain"))
+    if out is not None and out.is_dir():
+        problems.append(problem("--out", f"{out} is a folder", "name a file"))
     if problems:
         raise ConfigError(problems)
 
