@@ -122,7 +122,7 @@ class SFTTrainer:
         """What the run writes into its directory."""
         settings = self.config.checkpoints
         self.metrics = MetricsLog(output / "metrics.jsonl", is_written=self.ranks.is_first)
-        self.mirrors = Mirrors({}, notify=self._tell)  # until it trains
+        self.mirrors = Mirrors({}, notify=partial(print_line, self.console))  # until it trains
         self.checkpoints = CheckpointManager(
             output / "checkpoints", keep=settings.keep, ranks=self.ranks, background=settings.background
         )
@@ -222,9 +222,8 @@ class SFTTrainer:
         return TrainResult(self.policy, self.metrics, self.state.next_step - 1, stopped)
 
     def _view(self) -> ProgressView:
-        every = self.config.evaluation.every, self.config.checkpoints.every
-        first, last = self.state.next_step, self.schedule.num_steps
-        left = TimeLeft(last, evaluate_every=every[0], save_every=every[1])
+        config, first, last = self.config, self.state.next_step, self.schedule.num_steps
+        left = TimeLeft(last, evaluate_every=config.evaluation.every, save_every=config.checkpoints.every)
         return ProgressView(self.console, first_step=first, num_steps=last, left=left)
 
     def _mirrored(self, reached: Reached) -> Mirrors:
@@ -234,11 +233,8 @@ class SFTTrainer:
             reached=reached,
             done=self.state.next_step - 1,
             has_changed=bool(self.changes),
-            notify=self._tell,
+            notify=partial(print_line, self.console),
         )
-
-    def _tell(self, line: str) -> None:
-        print_line(self.console, line)
 
     def _catch_up(self, stop: StopRequest, view: ProgressView) -> int | None:
         """Evaluates what comes before the first step: step 0, or the last one where a signal cut it short."""
